@@ -1,0 +1,1 @@
+"""What callers can ask for: each operation is declared once, in the catalog."""

@@ -1,0 +1,1 @@
+"""The single source of truth: files, leases, journals and the audit trail."""
