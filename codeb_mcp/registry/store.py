@@ -83,8 +83,8 @@ class StateStore(Protocol):
         ...
 
     async def acquire(self, name: str, owner: str, *, ttl_seconds: float = 30.0) -> Lease:
-        """Take the lease or raise `LockHeld` (details: holder, since, until). An expired one (plus 15 s of grace), or one
-        whose owner process is gone from this host, is taken over with a higher token."""
+        """Take the lease or raise `LockHeld` (details: holder, since, until). An expired one (plus 15 s of grace), or
+        one whose owner process is gone from this host, is taken over with a higher token."""
         ...
 
     async def renew(self, lease: Lease, *, ttl_seconds: float = 30.0) -> Lease:
@@ -124,7 +124,7 @@ async def update(
         try:
             versions = await store.commit([Change(key, doc, stored.version if stored else 0)], fence=fence)
         except Conflict:
-            await asyncio.sleep(random.uniform(0, min(0.002 * 2**attempt, 0.1)))  # noqa: S311 - jitter, no secret
+            await asyncio.sleep(random.uniform(0, min(0.002 * 2**attempt, 0.1)))
             continue
         return None if doc is None else Stored(doc, versions[key])
     raise Conflict(f"{key} kept changing while it was being written", hint="Try again.", key=key)
