@@ -15,7 +15,8 @@ from typing import Any, Protocol, Self
 class Action:
     """One step. `name` is stable and journalled; `step` is the name callers see; `detail` is JSON.
 
-    `undo` steps are never cancelled and are repeated until they succeed, because they restore a legal state.
+    `undo` steps are never cancelled and are repeated until they succeed, because they restore a legal state. A step that
+    is not `cancellable` runs to its end even when the caller has asked to stop.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Action:
     detail: Mapping[str, Any] = field(default_factory=dict)
     deadline_seconds: float = 60.0
     undo: bool = False
+    cancellable: bool = True
     says: str = ""
 
 
@@ -66,3 +68,12 @@ class Machine(Protocol):
     def result(self) -> Mapping[str, Any]:
         """JSON facts about the end, for the caller's answer."""
         ...
+
+
+def walk(machine: Machine) -> list[Action]:
+    """The steps of the run if every one succeeds: the plan, taken from the thing that is executed."""
+    actions = []
+    while (action := machine.action()) is not None:
+        actions.append(action)
+        machine = machine.advance(Done())
+    return actions

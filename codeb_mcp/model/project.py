@@ -1,0 +1,134 @@
+"""Projects and the settings of their environments, as they stand in `ssot.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from codeb_mcp.model.names import Domain, Environment, HttpPath, ImageRef, Port, Slot
+
+PullPolicy = Literal["always", "missing", "never"]
+StatusCode = Annotated[int, Field(ge=100, le=599)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, defer_build=True
+    )
+
+
+class HealthCheck(_Settings):
+    """How a release proves itself. Without a path both `/health` and `/api/health` are tried, and the one that passes is
+    stored with the slot and used from then on."""
+
+    path: HttpPath | None = Field(None, description="Path to GET; without it /health and /api/health are tried")
+    expected_statuses: tuple[StatusCode, ...] = Field((200, 204), min_length=1, max_length=10)
+    interval_seconds: float = Field(1.0, ge=0.05, le=60)
+    timeout_seconds: float = Field(5.0, ge=0.1, le=60)
+    deadline_seconds: float = Field(60.0, ge=1, le=600)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths to try, in order."""
+        return (self.path,) if self.path else ("/health", "/api/health")
+
+
+class Limits(_Settings):
+    """What a container may use."""
+
+    memory_mb: int = Field(512, ge=16, le=1_048_576)
+    cpus: float = Field(1.0, ge=0.05, le=512)
+    pids: int = Field(256, ge=8, le=32_768)
+    read_only_root: bool = Field(True, description="Mount the image read-only; /tmp stays writable")
+    tmpfs: tuple[Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]{1,100}$")], ...] = Field(("/tmp",), max_length=8)
+    capabilities: tuple[Literal["NET_BIND_SERVICE", "CHOWN", "SETUID", "SETGID", "DAC_OVERRIDE", "FOWNER"], ...] = ()
+    stop_timeout_seconds: int = Field(15, ge=1, le=300)
+
+
+class EnvironmentSettings(_Settings):
+    """What may differ between the environments of one project."""
+
+    domain: Domain | None = Field(None, description="Public host name")
+    grace_hours: float = Field(48.0, ge=0, le=24 * 30, description="How long the former slot stays warm")
+    drain_seconds: float = Field(30.0, ge=0, le=600, description="How long a slot may finish requests before it stops")
+
+    @property
+    def grace(self) -> timedelta:
+        """The grace period."""
+        return timedelta(hours=self.grace_hours)
+
+
+class ProjectSettings(_Settings):
+    """What an owner of a project may decide."""
+
+    image: ImageRef | None = Field(None, description="Repository to deploy from when a deploy names only a version")
+    container_port: Port = 8080
+    pull_policy: PullPolicy = "always"
+    keep: int = Field(3, ge=1, le=50, description="Images kept besides those in slots")
+    health_check: HealthCheck = HealthCheck()
+    limits: Limits = Limits()
+    environments: dict[Environment, EnvironmentSettings] = Field(default_factory=dict)
+
+    def of(self, environment: Environment) -> EnvironmentSettings:
+        """The environment's settings, defaults where nothing was said."""
+        return self.environments.get(environment, EnvironmentSettings())
+
+
+class PortPair(BaseModel):
+    """The two fixed ports of an environment."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
+
+    blue: Port
+    green: Port
+
+    def of(self, slot: Slot) -> int:
+        """The port of one slot."""
+        return self.blue if slot is Slot.BLUE else self.green
+
+
+class Project(BaseModel):
+    """One entry of `ssot.json`'s `projects`. Entries of earlier versions, with ports and database only, load as well."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="allow", alias_generator=to_camel, populate_by_name=True, defer_build=True
+    )
+
+    team_id: str = "default"
+    ports: dict[Environment, PortPair] = Field(default_factory=dict)
+    settings: ProjectSettings = ProjectSettings()
+    created_at: datetime | None = None
+    created_by: str | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """The JSON form, without values that are defaults nobody chose."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+
+
+def public_host(project: str, environment: Environment, settings: EnvironmentSettings, base_domain: str) -> str:
+    """The public name: the chosen domain, else `{project}.{base}` (production) or `{project}-{environment}.{base}`."""
+    if settings.domain:
+        return settings.domain
+    label = project if environment is Environment.PRODUCTION else f"{project}-{environment}"
+    return f"{label}.{base_domain}"
+
+
+def preview_host(project: str, environment: Environment, slot: Slot, preview_domain: str) -> str:
+    """`{project}-{environment}-{slot}.{preview domain}`: always reaches that slot, whichever is live."""
+    return f"{project}-{environment}-{slot}.{preview_domain}"
+
+
+def all_ports(projects: Mapping[str, Any]) -> set[int]:
+    """Every port that `ssot.json` projects hold."""
+    return {
+        int(port)
+        for project in projects.values()
+        for pair in project.get("ports", {}).values()
+        if isinstance(pair, Mapping)
+        for port in pair.values()
+        if isinstance(port, int)
+    }

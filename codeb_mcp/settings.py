@@ -1,0 +1,151 @@
+"""The installation's settings: `$CODEB_ROOT/codeb.toml`, overridden by the environment; read once, checked, frozen."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from codeb_mcp.model.errors import InvalidRequest
+from codeb_mcp.model.names import Domain, Environment, Port
+
+DEFAULT_ROOT = "/opt/codeb"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Server(_Section):
+    """Where `codeb serve` listens and whom it believes. Sizes in bytes."""
+
+    host: str = "127.0.0.1"
+    port: Port = 9101
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    max_body_bytes: int = Field(1_048_576, ge=1024, le=64 * 1_048_576)
+    calls_per_minute: int = Field(600, ge=1)
+    team_calls_per_minute: int = Field(3000, ge=1)
+    failed_logins_per_minute: int = Field(20, ge=1)
+
+
+class Docker(_Section):
+    """The container engine. `allowed_registries`: hosts that images may come from; empty allows all."""
+
+    host: str = "unix:///var/run/docker.sock"
+    allowed_registries: tuple[str, ...] = ()
+    credentials_file: Path | None = None
+    min_free_mb: int = Field(1024, ge=0)
+
+
+class ProxySettings(_Section):
+    """Caddy. `public`: where a request for a public host name arrives on this machine (`host:port`)."""
+
+    admin: str = "http://127.0.0.1:2019"
+    listen: tuple[str, ...] = (":80",)
+    public: str = "127.0.0.1:80"
+    tls: Literal["off", "internal", "acme"] = "off"
+    root_certificate: Path | None = None
+
+
+class PortSettings(_Section):
+    """Port ranges per environment, as `[[first, last], …]`."""
+
+    production: tuple[tuple[Port, Port], ...] = ((4000, 4499),)
+    staging: tuple[tuple[Port, Port], ...] = ((4500, 4999),)
+    preview: tuple[tuple[Port, Port], ...] = ((5000, 5431),)
+
+    def of(self, environment: Environment) -> tuple[tuple[int, int], ...]:
+        """The ranges of one environment."""
+        ranges: tuple[tuple[int, int], ...] = getattr(self, environment.value)
+        return ranges
+
+
+class Settings(_Section):
+    """Everything an operator may decide about this installation."""
+
+    root: Path = Path(DEFAULT_ROOT)
+    base_domain: Domain = "codeb.localhost"
+    preview_domain: Domain = "preview.codeb.localhost"
+    housekeeping_seconds: float = Field(30.0, ge=0.2, le=3600)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    server: Server = Server()
+    docker: Docker = Docker()
+    proxy: ProxySettings = ProxySettings()
+    ports: PortSettings = PortSettings()
+
+    @property
+    def registry(self) -> Path:
+        """The registry's folder."""
+        return self.root / "registry"
+
+    @property
+    def projects(self) -> Path:
+        """Where the projects' live env files are."""
+        return self.root / "projects"
+
+    @property
+    def traffic(self) -> Path:
+        """Where the proxy looks for the flag files."""
+        return self.root / "traffic"
+
+    @property
+    def run(self) -> Path:
+        """State that may vanish at a reboot."""
+        return self.root / "run"
+
+
+_ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
+    "CODEB_HOST": ("server", "host"),
+    "CODEB_PORT": ("server", "port"),
+    "CODEB_DOCKER_HOST": ("docker", "host"),
+    "CODEB_CADDY_ADMIN": ("proxy", "admin"),
+    "CODEB_CADDY_PUBLIC": ("proxy", "public"),
+    "CODEB_BASE_DOMAIN": ("base_domain",),
+    "CODEB_PREVIEW_DOMAIN": ("preview_domain",),
+    "CODEB_LOG_LEVEL": ("log_level",),
+}
+
+
+def load(root: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of the installation at `root` (default: CODEB_ROOT, else /opt/codeb).
+
+    Raises InvalidRequest naming the file and the key that is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    root = (root or Path(environ.get("CODEB_ROOT", DEFAULT_ROOT))).absolute()
+    path = root / "codeb.toml"
+    values = _read(path)
+    for variable, keys in _ENVIRONMENT.items():
+        if variable in environ:
+            _put(values, keys, environ[variable])
+    try:
+        return Settings.model_validate({**values, "root": root})
+    except ValidationError as error:
+        problems = [
+            {"field": ".".join(map(str, item["loc"])), "problem": item["msg"]}
+            for item in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        said = "; ".join(f"{item['field']}: {item['problem']}" for item in problems)
+        raise InvalidRequest(
+            f"the settings are not valid: {said}", hint=f"Correct {path} or the CODEB_* variable.", fields=problems
+        ) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidRequest(f"{path} cannot be read: {error}", hint="Correct or remove the file.") from None
+
+
+def _put(values: dict[str, Any], keys: tuple[str, ...], value: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+    values[keys[-1]] = value
