@@ -1,0 +1,129 @@
+"""Fixtures of the real parts, and the rule that no real part is skipped silently.
+
+`CODEB_TEST_WITHOUT=docker,caddy` leaves out the tests that need these parts; the end of the run then says so. Without
+it, a missing part fails every test that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.engine import Engine, PrivateEngine, shared_engine
+from tests.lab.engine import spare_engine as start_spare_engine
+from tests.lab.ports import FreePorts
+from tests.lab.registry import Registry, shared_registry
+from tests.lab.samples import SampleImages
+
+PARTS = frozenset({"docker", "registry", "caddy", "caddy-debian", "strace", "node"})
+NEEDED_BY_FIXTURE = {
+    "engine": {"docker"},
+    "spare_engine": {"docker"},
+    "registry": {"registry"},
+    "locked_registry": {"registry"},
+    "sample_images": {"docker", "registry"},
+}
+LEFT_OUT = "left out by CODEB_TEST_WITHOUT: "
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs an unwanted part. A test names its parts by `@pytest.mark.real("docker", ...)` or simply
+    by using their fixtures."""
+    unwanted = _unwanted_parts()
+    for item in items:
+        missing = sorted(unwanted & _needed_parts(item))
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=LEFT_OUT + ", ".join(missing)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the very end which real parts were left out."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if LEFT_OUT in reason:
+            counts[reason.partition(LEFT_OUT)[2]] += 1
+    for part in sorted(_unwanted_parts()):
+        number = sum(count for parts, count in counts.items() if part in parts.split(", "))
+        terminalreporter.write_line(f"NOT TESTED: {part} ({number} tests left out by CODEB_TEST_WITHOUT)", red=True)
+
+
+def _unwanted_parts() -> set[str]:
+    unwanted = {part.strip() for part in os.environ.get("CODEB_TEST_WITHOUT", "").split(",") if part.strip()}
+    if unwanted - PARTS:
+        unknown, known = ", ".join(sorted(unwanted - PARTS)), ", ".join(sorted(PARTS))
+        raise pytest.UsageError(f"CODEB_TEST_WITHOUT: {unknown} is no part; parts are {known}")
+    return unwanted
+
+
+def _needed_parts(item: pytest.Item) -> set[str]:
+    needed: set[str] = set()
+    for marker in item.iter_markers("real"):
+        needed.update(marker.args)
+    for name in getattr(item, "fixturenames", ()):
+        needed |= NEEDED_BY_FIXTURE.get(name, set())
+    return needed
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """A container engine that all tests of the run share: use own names, leave others' containers alone."""
+    found, hold = shared_engine()
+    yield found
+    if hold is not None:
+        hold.release()
+
+
+@pytest.fixture
+def spare_engine() -> Iterator[PrivateEngine]:
+    """An engine for this test alone: `kill()` and `start()` as you like."""
+    own = start_spare_engine()
+    yield own
+    own.stop()
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[Registry]:
+    """An image registry without users that all tests of the run share."""
+    found, hold = shared_registry()
+    yield found
+    hold.release()
+
+
+@pytest.fixture
+def locked_registry(free_ports: FreePorts) -> Iterator[Registry]:
+    """A registry for this test alone that wants a login: user `anna`, password `right-horse`."""
+    with tempfile.TemporaryDirectory(prefix="codeb-registry-") as folder:
+        own = Registry(Path(folder, "registry"), free_ports(), {"anna": "right-horse"})
+        own.start()
+        yield own
+        own.remove()
+
+
+@pytest.fixture
+def free_ports() -> Iterator[FreePorts]:
+    """Call it for a free TCP port; no other test process gets the same one meanwhile."""
+    ports = FreePorts()
+    yield ports
+    ports.release()
+
+
+@pytest.fixture
+def unique() -> str:
+    """A short text that no other test has, for names of projects, containers and images: `t` and eight hex digits."""
+    return f"t{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def sample_images(engine: Engine, registry: Registry, unique: str) -> Iterator[SampleImages]:
+    """Makes versions of the sample application under image names of this test alone, and removes them."""
+    images = SampleImages(engine, registry.address, unique)
+    yield images
+    images.remove_all()

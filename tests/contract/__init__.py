@@ -1,0 +1,1 @@
+"""One suite per driver protocol; the real driver and its fake pass the same one."""
