@@ -12,13 +12,21 @@ The order matters: one look at `.green` decides between the slots, so there is n
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codeb_mcp.model.names import Slot
+from pydantic import TypeAdapter, ValidationError
+
+from codeb_mcp.model.names import Domain, Slot
 
 ID_PREFIX = "codeb-site-"
 SLOT_HEADER = "X-CodeB-Slot"
+KEY_PATTERN = r"[a-z0-9][a-z0-9-]{0,79}"
+
+Route = dict[str, Any]
+_DOMAIN: TypeAdapter[str] = TypeAdapter(Domain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +44,58 @@ class Site:
         """The loopback port of a slot."""
         return self.blue_port if slot is Slot.BLUE else self.green_port
 
+    @property
+    def all_hosts(self) -> tuple[str, ...]:
+        """Public and preview names."""
+        return (*self.hosts, *(name for name in (self.blue_preview, self.green_preview) if name))
+
+
+def site_problems(site: Site) -> list[dict[str, str]]:
+    """Everything about a site that must not reach the proxy, which itself accepts any text: `{field, problem}` each."""
+    found = []
+    if not re.fullmatch(KEY_PATTERN, site.key):
+        found.append({"field": "key", "problem": "must be lower-case letters, digits and hyphens, at most 80"})
+    for field, port in (("blue_port", site.blue_port), ("green_port", site.green_port)):
+        if type(port) is not int or not 1 <= port <= 65535:
+            found.append({"field": field, "problem": "must be a port number from 1 to 65535"})
+    if site.blue_port == site.green_port:
+        found.append({"field": "green_port", "problem": "must differ from the blue port"})
+    if not site.all_hosts:
+        found.append({"field": "hosts", "problem": "must name at least one host"})
+    if len(set(site.all_hosts)) != len(site.all_hosts):
+        found.append({"field": "hosts", "problem": "must name each host once, previews included"})
+    found += [
+        {"field": "hosts", "problem": f"{host!r:.100} is no full domain name"} for host in site.all_hosts if _bad(host)
+    ]
+    return found
+
+
+def _bad(host: str) -> bool:
+    try:
+        _DOMAIN.validate_python(host, strict=True)
+    except ValidationError:
+        return True
+    return False
+
 
 def flag_name(key: str, slot: Slot | None) -> str | None:
     """The flag file that says "this slot is live"; None for blue, which is live when no flag is there."""
     return f"{key}.off" if slot is None else None if slot is Slot.BLUE else f"{key}.green"
 
 
-def site_route(site: Site, flags_folder: str) -> dict[str, Any]:
+def site_id(key: str) -> str:
+    """The `@id` of a site's route in Caddy's configuration."""
+    return ID_PREFIX + key
+
+
+def site_key(route: Route) -> str | None:
+    """The key of the site that a route object is; None for a route that is not ours."""
+    name = route.get("@id")
+    return name.removeprefix(ID_PREFIX) if isinstance(name, str) and name.startswith(ID_PREFIX) else None
+
+
+def site_route(site: Site, flags_folder: str) -> Route:
     """The route object of a site for Caddy's JSON configuration (caddyserver.com/docs/json/apps/http)."""
-    all_hosts = [*site.hosts, *(name for name in (site.blue_preview, site.green_preview) if name)]
     previews = [
         {"match": [{"host": [name]}], "terminal": True, "handle": _to_slot(site, slot)}
         for slot, name in ((Slot.BLUE, site.blue_preview), (Slot.GREEN, site.green_preview))
@@ -56,8 +107,8 @@ def site_route(site: Site, flags_folder: str) -> dict[str, Any]:
         {"handle": _to_slot(site, Slot.BLUE)},
     ]
     return {
-        "@id": ID_PREFIX + site.key,
-        "match": [{"host": all_hosts}],
+        "@id": site_id(site.key),
+        "match": [{"host": list(site.all_hosts)}],
         "terminal": True,
         "handle": [{"handler": "subroute", "routes": [*previews, *chosen]}],
     }
@@ -68,6 +119,8 @@ def _flag(folder: str, name: str) -> dict[str, Any]:
 
 
 def _to_slot(site: Site, slot: Slot) -> list[dict[str, Any]]:
+    # `deferred` writes the header when the slot's own answer comes back: an application cannot pretend to be the other
+    # slot, and an answer that Caddy makes up itself (502) carries no slot.
     return [
         {"handler": "headers", "response": {"set": {SLOT_HEADER: [slot.value]}, "deferred": True}},
         {"handler": "reverse_proxy", "upstreams": [{"dial": f"127.0.0.1:{site.port(slot)}"}]},
@@ -83,10 +136,43 @@ def _nothing_live(site: Site) -> dict[str, Any]:
     }
 
 
-def merge_routes(present: list[dict[str, Any]], upsert: list[dict[str, Any]], remove: set[str]) -> list[dict[str, Any]]:
-    """The routes with ours replaced, added (before foreign ones, so that a foreign catch-all cannot hide them) or
-    removed; foreign routes keep their order and content. `remove` holds site keys."""
-    gone = {ID_PREFIX + key for key in remove}
+def route_hosts(route: Route) -> Iterator[str]:
+    """The host names a route asks for, lower case; none for a route that matches by something else."""
+    for matcher in route.get("match") or ():
+        for host in matcher.get("host") or () if isinstance(matcher, dict) else ():
+            if isinstance(host, str):
+                yield host.lower()
+
+
+def rival(routes: Sequence[Route], site: Site) -> tuple[str, str] | None:
+    """`(host, who)` of the first other route that asks for one of the site's own names; None when all are free.
+
+    A wildcard or a catch-all is no rival: our exact names come first.
+    """
+    wanted = set(site.all_hosts)
+    for position, route in enumerate(routes):
+        if site_key(route) == site.key:
+            continue
+        for host in route_hosts(route):
+            if host in wanted:
+                other = site_key(route)
+                return host, f"site {other}" if other else f"route {route.get('@id') or position}"
+    return None
+
+
+def merge_routes(present: Sequence[Route], upsert: Iterable[Route], remove: Iterable[str]) -> list[Route]:
+    """The routes with ours replaced in place, added (before foreign ones, so that a foreign catch-all cannot hide them)
+    or removed; foreign routes keep their order and content. `remove` holds site keys."""
+    gone = {site_id(key) for key in remove}
     wanted = {route["@id"]: route for route in upsert}
-    kept = [wanted.pop(route.get("@id"), route) for route in present if route.get("@id") not in gone]
-    return [*wanted.values(), *kept]
+    placed: set[str] = set()
+    kept: list[Route] = []
+    for route in present:
+        name = str(route.get("@id"))
+        if name in gone or name in placed:
+            continue
+        if name in wanted:
+            placed.add(name)
+            route = wanted[name]
+        kept.append(route)
+    return [*(route for name, route in wanted.items() if name not in placed), *kept]

@@ -1,0 +1,172 @@
+"""Our sites in a Caddy that may serve other sites too.
+
+One change of Caddy's configuration reloads all of it and closes idle connections of every site, so changes are rare
+(a project or a domain comes or goes; a promote is none, see `flags.py`) and concurrent ones are made together: who comes
+while a change is under way waits for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from codeb_mcp.drivers.caddy_admin import CaddyAdmin
+from codeb_mcp.drivers.caddy_config import Edge, Json, Tls, change, site_keys
+from codeb_mcp.model.errors import CodebError, DriverRefused, DriverUnavailable, InvalidRequest
+from codeb_mcp.model.routes import Site, site_id, site_problems, site_route
+
+ATTEMPTS = 30
+GATHER_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    upsert: tuple[Site, ...]
+    remove: tuple[str, ...]
+    outcome: asyncio.Future[bool]
+
+    def grant(self, *, moved: bool) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(moved)
+
+    def refuse(self, error: CodebError) -> None:
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
+
+
+class CaddyProxy:
+    """Implements `Proxy` over Caddy's admin API, Caddy 2.6 and newer. Belongs to one event loop.
+
+    `listen` are Caddy network addresses, the public one first. The server of Caddy that already listens on one of them is
+    adopted: our routes go before its own, all else in it stays. If there is none, a server `server_name` is made.
+    `tls`: off (plain HTTP), internal (Caddy's own authority), acme (Caddy's defaults); it shapes only a server made by us.
+    """
+
+    def __init__(
+        self, admin: str, *, flags_folder: str, listen: tuple[str, ...], tls: Tls, server_name: str = "codeb"
+    ) -> None:
+        if not flags_folder.startswith("/") or any(char in flags_folder for char in "{}*?[]\\"):
+            raise ValueError("the flags folder must be an absolute path that Caddy cannot take for a pattern")
+        if not listen or "/" in server_name:
+            raise ValueError("an edge needs an address to listen on and a server name without '/'")
+        self._edge = Edge(flags_folder, listen, tls, server_name)
+        self._admin = CaddyAdmin(admin)
+        self._waiting: list[_Wish] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def apply(self, *, upsert: Sequence[Site] = (), remove: Sequence[str] = ()) -> bool:
+        """Have these sites (by key) and not those; True when that changed the configuration.
+
+        Raises InvalidRequest for a site that no proxy should get, Conflict when another site claims one of the hosts (only
+        for the caller whose site it is), DriverRefused with Caddy's words, DriverUnavailable, DeadlineExceeded. After
+        the last two the change may have been made: repeat it.
+        """
+        _check(upsert, remove)
+        if not upsert and not remove:
+            return False
+        wish = _Wish(tuple(upsert), tuple(remove), asyncio.get_running_loop().create_future())
+        self._waiting.append(wish)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work(), name="caddy configuration")
+        return await wish.outcome
+
+    async def has(self, site: Site) -> bool:
+        """Whether exactly this site is in the running configuration. One small request."""
+        found = await self._admin.get(f"/id/{site_id(site.key)}")
+        return found is not None and bool(found.value == site_route(site, self._edge.flags_folder))
+
+    async def sites(self) -> list[str]:
+        """The keys of all sites of ours in the running configuration, sorted."""
+        return site_keys((await self._read())[0])
+
+    async def in_flight(self, port: int) -> int | None:
+        """Requests now running against that upstream, WebSockets included; None when Caddy does not know it."""
+        found = await self._admin.get("/reverse_proxy/upstreams")
+        rows = found.value if found is not None and isinstance(found.value, list) else []
+        counts = [row.get("num_requests", 0) for row in rows if row.get("address") == f"127.0.0.1:{port}"]
+        return int(sum(counts)) if counts else None
+
+    async def close(self) -> None:
+        """End the change under way, refuse those that wait, and let go of connections."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await worker
+        await self._admin.close()
+
+    async def _work(self) -> None:
+        """Make the waiting changes, all that wait at a time, until none is left."""
+        batch: list[_Wish] = []
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._make(batch)
+                if self._waiting:
+                    await asyncio.sleep(GATHER_SECONDS)
+        finally:
+            for wish in (*batch, *self._waiting):
+                wish.refuse(DriverUnavailable("the proxy's configuration was not changed", hint="Repeat the call."))
+            self._waiting.clear()
+
+    async def _make(self, batch: list[_Wish]) -> None:
+        try:
+            for attempt in range(ATTEMPTS):
+                config, tag = await self._read()
+                wanted, changed = self._merge(config, batch)
+                if wanted == (config or {}) or await self._write(config, wanted, tag):
+                    for wish, moved in changed:
+                        wish.grant(moved=moved)
+                    return
+                await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))
+            raise DriverUnavailable(
+                f"caddy's configuration kept changing through {ATTEMPTS} attempts",
+                hint="Find out which other program writes it, then repeat the call.",
+            )
+        except CodebError as error:
+            for wish in batch:
+                wish.refuse(error)
+
+    def _merge(self, config: Json | None, batch: list[_Wish]) -> tuple[Json, list[tuple[_Wish, bool]]]:
+        """All wishes one after the other; one that cannot be is refused on its own and leaves the rest alone."""
+        wanted, changed = config or {}, []
+        for wish in batch:
+            if wish.outcome.done():
+                continue
+            try:
+                after = change(wanted, self._edge, wish.upsert, wish.remove)
+            except CodebError as error:
+                wish.refuse(error)
+                continue
+            changed.append((wish, after != wanted))
+            wanted = after
+        return wanted, changed
+
+    async def _read(self) -> tuple[Json | None, str]:
+        found = await self._admin.get("/config/")
+        if found is None or not isinstance(found.value, dict | None):
+            raise DriverRefused("caddy showed no configuration", hint="Check that the admin address is Caddy's.")
+        return found.value, found.etag
+
+    async def _write(self, config: Json | None, wanted: Json, tag: str) -> bool:
+        """Only `apps` is sent: logging, storage and the admin endpoint are none of ours. A Caddy that runs nothing has no
+        place for it, and gets the whole."""
+        if config is None:
+            return await self._admin.post("/config/", wanted, etag=tag)
+        return await self._admin.post("/config/apps", wanted["apps"], etag=tag)
+
+
+def _check(upsert: Sequence[Site], remove: Sequence[str]) -> None:
+    fields = [{**found, "site": site.key} for site in upsert for found in site_problems(site)]
+    fields += [
+        {"field": "remove", "problem": f"{key} is also to be had"} for key in remove if key in {s.key for s in upsert}
+    ]
+    if fields:
+        raise InvalidRequest(
+            f"not fit for the proxy: {fields[0]['field']} {fields[0]['problem']}",
+            hint="Correct the fields listed and repeat the call.",
+            fields=fields,
+        )

@@ -1,0 +1,191 @@
+"""From the configuration that Caddy runs to the one we want: pure functions on parsed JSON.
+
+Nothing is changed in place. Whatever is not ours is carried over by reference, so it cannot change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from codeb_mcp.model.errors import Conflict, DriverRefused
+from codeb_mcp.model.routes import Route, Site, merge_routes, rival, route_hosts, site_key, site_route
+
+Tls = Literal["off", "internal", "acme"]
+Json = dict[str, Any]
+TLS_ID = "codeb-tls"
+_ANY_ADDRESS = frozenset({"", "0.0.0.0", "::"})
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Where our sites stand in Caddy. `listen` holds Caddy network addresses, the public one first."""
+
+    flags_folder: str
+    listen: tuple[str, ...]
+    tls: Tls
+    server_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A Caddy network address: network, host and the range of ports."""
+
+    network: str
+    host: str
+    first: int
+    last: int
+
+    def overlaps(self, other: Address) -> bool:
+        """Whether both cannot be listened on by different servers."""
+        if self.network != other.network:
+            return False
+        same_host = self.host == other.host or not _ANY_ADDRESS.isdisjoint((self.host, other.host))
+        return same_host and self.first <= other.last and other.first <= self.last
+
+
+def parse_address(text: str) -> Address:
+    """Read `[network/][host]:port[-port]` or `unix/path`; a text that is neither overlaps only with itself."""
+    network, slash, rest = text.partition("/")
+    if not slash or not re.fullmatch(r"(tcp|udp|unix)[46+a-z]*", network):
+        network, rest = "tcp", text
+    if network.startswith("unix"):
+        return Address("unix", rest, 0, 0)
+    host, _, ports = rest.rpartition(":")
+    if not (found := re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", ports)):
+        return Address("other", text, 0, 0)
+    return Address(network.rstrip("46"), host.strip("[]"), int(found[1]), int(found[2] or found[1]))
+
+
+def servers_of(config: Json | None) -> dict[str, Json]:
+    """The HTTP servers of a configuration by name; empty when it has none."""
+    return _at(config, "apps", "http", "servers")
+
+
+def site_keys(config: Json | None) -> list[str]:
+    """The keys of all sites of ours, sorted."""
+    routes = (route for server in servers_of(config).values() for route in server.get("routes") or ())
+    return sorted({key for route in routes if (key := site_key(route)) is not None})
+
+
+def change(config: Json | None, edge: Edge, upsert: Sequence[Site], remove: Iterable[str]) -> Json:
+    """The configuration that has these sites and not those; equal to `config` when nothing is to be done.
+
+    Raises Conflict when another route of the server already asks for one of the sites' host names, and DriverRefused when
+    the configuration is not shaped like one of Caddy's.
+    """
+    gone = frozenset(remove)
+    present = servers_of(config)
+    target = _server_name(present, edge)
+    touched = gone | {site.key for site in upsert}
+    servers = {name: server if name == target else _without(server, touched) for name, server in present.items()}
+    if upsert or target in servers:
+        servers[target] = _with_routes(servers.get(target, {}), target, edge, upsert, gone)
+    if servers == present:
+        return config or {}
+    changed = _put(config or {}, servers, "apps", "http", "servers")
+    return _internal_tls(changed, servers) if edge.tls == "internal" else changed
+
+
+def _with_routes(server: Json, name: str, edge: Edge, upsert: Sequence[Site], remove: frozenset[str]) -> Json:
+    routes = merge_routes(server.get("routes") or [], [site_route(site, edge.flags_folder) for site in upsert], remove)
+    for site in upsert:
+        if found := rival(routes, site):
+            raise _conflict(site, name, *found)
+    own = _own_server(server, edge) if name == edge.server_name else server
+    return {**own, "routes": routes}
+
+
+def _server_name(servers: Mapping[str, Json], edge: Edge) -> str:
+    """The server that holds our first address which anybody holds; ours by name when nobody does."""
+    for wanted in map(parse_address, edge.listen):
+        for name, server in servers.items():
+            if any(wanted.overlaps(parse_address(text)) for text in server.get("listen") or ()):
+                return name
+    return edge.server_name
+
+
+def _own_server(server: Json, edge: Edge) -> Json:
+    settings: dict[Tls, Json] = {
+        "off": {"automatic_https": {"disable": True}},
+        # The redirects would listen on port 80, which nobody gave us; an empty policy is TLS with Caddy's defaults.
+        "internal": {
+            "automatic_https": {"disable_redirects": True},
+            "tls_connection_policies": [{}],
+            "protocols": ["h1", "h2"],
+        },
+        "acme": {},
+    }
+    return {**server, "listen": list(edge.listen), **settings[edge.tls]}
+
+
+def _without(server: Json, keys: frozenset[str]) -> Json:
+    """The server without our sites of these keys: a site that moves to another server must not stay in the former."""
+    routes = server.get("routes") or []
+    kept = [route for route in routes if site_key(route) not in keys]
+    return server if len(kept) == len(routes) else {**server, "routes": kept}
+
+
+def _internal_tls(config: Json, servers: Mapping[str, Json]) -> Json:
+    """Have Caddy's own authority issue the certificates of our hosts, and never touch the host's trust store."""
+    routes: list[Route] = [route for server in servers.values() for route in server.get("routes") or ()]
+    hosts = sorted({host for route in routes if site_key(route) is not None for host in route_hosts(route)})
+    others = [
+        policy for policy in _list_at(config, "apps", "tls", "automation", "policies") if policy.get("@id") != TLS_ID
+    ]
+    ours = [{"@id": TLS_ID, "subjects": hosts, "issuers": [{"module": "internal"}]}] if hosts else []
+    config = _put(config, [*ours, *others], "apps", "tls", "automation", "policies")
+    authority = _at(config, "apps", "pki", "certificate_authorities", "local")
+    return _put(config, {"install_trust": False, **authority}, "apps", "pki", "certificate_authorities", "local")
+
+
+def _conflict(site: Site, server: str, host: str, who: str) -> Conflict:
+    return Conflict(
+        f"{host} is already served by {who} in the proxy's server {server}",
+        hint=f"Remove that route from the proxy's configuration or give {site.key} another domain.",
+        host=host,
+        site=site.key,
+        claimedBy=who,
+    )
+
+
+def _at(config: Json | None, *path: str) -> Json:
+    found = _look(config, path)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise _odd(path)
+    return found
+
+
+def _list_at(config: Json, *path: str) -> list[Json]:
+    found = _look(config, path)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise _odd(path)
+    return found
+
+
+def _look(config: Json | None, path: tuple[str, ...]) -> Any:
+    found: Any = config
+    for step in path:
+        if found is None:
+            return None
+        if not isinstance(found, dict):
+            raise _odd(path)
+        found = found.get(step)
+    return found
+
+
+def _put(config: Json, value: Any, step: str, *deeper: str) -> Json:
+    return {**config, step: _put(config.get(step) or {}, value, *deeper) if deeper else value}
+
+
+def _odd(path: tuple[str, ...]) -> DriverRefused:
+    return DriverRefused(
+        f"the proxy's configuration has something unexpected at {'/'.join(path)}",
+        hint="Check that the admin address is Caddy's.",
+    )

@@ -1,0 +1,44 @@
+"""The kernel's view of this host: which TCP ports are taken, whoever took them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from codeb_mcp.model.errors import DriverUnavailable
+
+_LISTEN = "0A"
+_TABLES = ("tcp", "tcp6")
+
+
+class KernelPorts:
+    """Listening TCP sockets of the network namespace this process runs in. Implements `Ports`."""
+
+    def __init__(self, tables: Path = Path("/proc/net")) -> None:
+        self._tables = tables
+
+    def listening(self) -> frozenset[int]:
+        """Ports that something listens on, on any address, IPv4 or IPv6.
+
+        Raises DriverUnavailable when the kernel shows neither table: "no port is taken" must never be a guess.
+        """
+        texts = [text for name in _TABLES if (text := self._read(name)) is not None]
+        if not texts:
+            raise DriverUnavailable(
+                f"the kernel's socket tables cannot be read in {self._tables}",
+                hint="Run on Linux with /proc mounted.",
+            )
+        return frozenset(port for text in texts for port in _listening(text))
+
+    def _read(self, name: str) -> str | None:
+        try:
+            return (self._tables / name).read_text(encoding="ascii")
+        except OSError:
+            return None  # a host without IPv6 has no tcp6
+
+
+def _listening(table: str) -> Iterator[int]:
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 3 and fields[3] == _LISTEN:
+            yield int(fields[1].rpartition(":")[2], 16)
