@@ -1,0 +1,64 @@
+"""The engine's log stream: frames in, whole lines out. Pure.
+
+A frame is one byte of kind (1 out, 2 err), three of nothing, four of length, then text. The engine cuts lines longer
+than 16 KiB into several frames and begins each of them with a time stamp, also in the middle of the line.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+
+HEADER = struct.Struct(">BxxxL")
+MAX_LINE = 64 * 1024
+MAX_FRAME = 16 * 1024 * 1024
+
+_STAMP = re.compile(rb"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d) ")
+
+
+class LogLines:
+    """Feed it pieces of the stream as they come; it answers the lines that have become whole."""
+
+    def __init__(self, *, framed: bool = True) -> None:
+        self._framed = framed
+        self._raw = bytearray()
+        self._open: dict[int, bytearray] = {}
+
+    def feed(self, piece: bytes) -> Iterator[str]:
+        """Lines completed by this piece; raises ValueError when the stream is none of an engine."""
+        if not self._framed:
+            yield from self._text(1, piece)
+            return
+        self._raw += piece
+        while len(self._raw) >= HEADER.size:
+            kind, length = HEADER.unpack_from(self._raw)
+            if kind > 3 or length > MAX_FRAME:
+                raise ValueError("not a log frame")
+            if len(self._raw) < HEADER.size + length:
+                return
+            text = bytes(self._raw[HEADER.size : HEADER.size + length])
+            del self._raw[: HEADER.size + length]
+            yield from self._text(kind, text)
+
+    def rest(self) -> Iterator[str]:
+        """What was begun and not ended by a newline."""
+        for line in self._open.values():
+            if line:
+                yield _decoded(line)
+        self._open.clear()
+
+    def _text(self, kind: int, text: bytes) -> Iterator[str]:
+        line = self._open.setdefault(kind, bytearray())
+        if line and self._framed:
+            text = _STAMP.sub(b"", text)
+        *whole, rest = text.split(b"\n")
+        for end in whole:
+            line += end[: MAX_LINE - len(line)]
+            yield _decoded(line)
+            line.clear()
+        line += rest[: max(0, MAX_LINE - len(line))]
+
+
+def _decoded(line: bytearray) -> str:
+    return line.decode("utf-8", errors="replace").rstrip("\r")
