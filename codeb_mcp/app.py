@@ -1,0 +1,106 @@
+"""The composition root: settings become drivers, registry and services. The only place that constructs them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from codeb_mcp.drivers.caddy import CaddyProxy
+from codeb_mcp.drivers.clock import SystemClock
+from codeb_mcp.drivers.docker import DockerContainers, DockerImages
+from codeb_mcp.drivers.flags import FlagTraffic
+from codeb_mcp.drivers.kernel import KernelPorts
+from codeb_mcp.drivers.probe import HttpProber
+from codeb_mcp.log import configure_logging
+from codeb_mcp.model.errors import RegistryDamaged
+from codeb_mcp.operations.catalog import load_all
+from codeb_mcp.operations.context import Drivers, Registry, Services
+from codeb_mcp.operations.runs import Runs
+from codeb_mcp.operations.trail import Trail
+from codeb_mcp.registry.audit import AuditTrail
+from codeb_mcp.registry.files import FileStore
+from codeb_mcp.registry.journal import Journals
+from codeb_mcp.registry.limits import RateLimiter
+from codeb_mcp.settings import Settings
+
+Credentials = Callable[[str], tuple[str, str] | None]
+
+
+def credentials_from(path: Path | None) -> Credentials:
+    """User and password per image registry, from a file in Docker's own `config.json` format (`auths`)."""
+    import base64
+
+    def find(host: str) -> tuple[str, str] | None:
+        if path is None:
+            return None
+        try:
+            auths = json.loads(path.read_text(encoding="utf-8")).get("auths", {})
+            entry = auths.get(host) or auths.get(f"https://{host}") or {}
+            user, _, password = (
+                base64.b64decode(entry["auth"]).decode("utf-8").partition(":") if "auth" in entry else ("", "", "")
+            )
+        except (OSError, ValueError, AttributeError) as error:
+            raise RegistryDamaged(
+                f"the credentials file {path} cannot be read: {type(error).__name__}", hint="Repair or remove it."
+            ) from None
+        return (user, password) if user else None
+
+    return find
+
+
+def build_drivers(settings: Settings) -> Drivers:
+    """Drivers for this host; nothing is connected yet."""
+    proxy, docker = settings.proxy, settings.docker
+    host, _, port = proxy.public.rpartition(":")
+    return Drivers(
+        containers=DockerContainers(docker.host),
+        images=DockerImages(
+            docker.host,
+            credentials=credentials_from(docker.credentials_file),
+            min_free_bytes=docker.min_free_mb << 20,
+        ),
+        proxy=CaddyProxy(proxy.admin, flags_folder=settings.traffic, listen=proxy.listen, tls=proxy.tls),
+        traffic=FlagTraffic(settings.traffic),
+        prober=HttpProber(host, int(port), tls=proxy.tls != "off", root_certificate=proxy.root_certificate),
+        ports=KernelPorts(),
+        clock=SystemClock(),
+    )
+
+
+def build(settings: Settings, drivers: Drivers | None = None) -> Services:
+    """An installation, ready for calls inside a running event loop."""
+    load_all()
+    store = FileStore(settings.registry)
+    registry = Registry(
+        store=store,
+        journals=Journals(settings.registry, store),
+        audit=AuditTrail(settings.registry),
+        limiter=RateLimiter(settings.run / "limits"),
+    )
+    runs = Runs()
+    services = Services(
+        settings=settings,
+        drivers=drivers or build_drivers(settings),
+        registry=registry,
+        trail=Trail(registry.audit),
+        runs=runs,
+        log=configure_logging(settings.log_level, colours=os.isatty(2)),
+    )
+    runs.bind(services)
+    return services
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, drivers: Drivers | None = None) -> AsyncIterator[Services]:
+    """The installation for the time of a block; closes runs, audit and connections at its end."""
+    services = build(settings, drivers)
+    try:
+        yield services
+    finally:
+        await services.runs.close()
+        await services.trail.close()
+        for driver in (services.drivers.containers, services.drivers.proxy, services.drivers.prober):
+            await driver.close()

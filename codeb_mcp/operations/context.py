@@ -1,0 +1,95 @@
+"""What an operation is handed: the installation's parts and the caller. Passed, never global."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from codeb_mcp.drivers.protocols import Clock, Containers, Images, Ports, Prober, Proxy, Traffic
+from codeb_mcp.model.access import Principal
+from codeb_mcp.registry.audit import AuditTrail
+from codeb_mcp.registry.journal import Journals
+from codeb_mcp.registry.limits import RateLimiter
+from codeb_mcp.registry.store import StateStore
+from codeb_mcp.settings import Settings
+
+if TYPE_CHECKING:
+    from codeb_mcp.operations.runs import Runs
+    from codeb_mcp.operations.trail import Trail
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One piece of news from a run. `fraction` is how far the step is (0..1), None while unknown; `position` of `total`
+    steps."""
+
+    operation_id: str
+    step: str
+    status: str
+    position: int
+    total: int
+    fraction: float | None = None
+    message: str = ""
+
+
+Progress = Callable[[Event], None]
+
+
+def unheard(event: Event) -> None:
+    """For callers who do not listen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drivers:
+    """The outside world."""
+
+    containers: Containers
+    images: Images
+    proxy: Proxy
+    traffic: Traffic
+    prober: Prober
+    ports: Ports
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The single source of truth."""
+
+    store: StateStore
+    journals: Journals
+    audit: AuditTrail
+    limiter: RateLimiter
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything an installation consists of."""
+
+    settings: Settings
+    drivers: Drivers
+    registry: Registry
+    trail: Trail
+    runs: Runs
+    log: Any
+
+    @property
+    def store(self) -> StateStore:
+        """Short for `registry.store`."""
+        return self.registry.store
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One call."""
+
+    services: Services
+    caller: Principal
+    correlation_id: str
+    progress: Progress = unheard
+
+    @property
+    def store(self) -> StateStore:
+        """Short for `services.registry.store`."""
+        return self.services.registry.store

@@ -1,0 +1,13 @@
+"""The modules that declare operations; a new one is added here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+MODULES = ("access", "audits", "deploys", "health", "logs", "members", "projects", "repair", "runs_api", "slots")
+
+
+def load() -> None:
+    """Import them all, which fills the catalog."""
+    for name in MODULES:
+        import_module(f"codeb_mcp.operations.{name}")

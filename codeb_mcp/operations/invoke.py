@@ -1,0 +1,200 @@
+"""One call from its name to its answer: limit, authorise, validate, own, run, audit. The same for every face."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from codeb_mcp.model.access import Principal, Reach, in_scope
+from codeb_mcp.model.errors import Bug, CodebError, Forbidden, InvalidRequest, NotFound, RateLimited
+from codeb_mcp.model.redaction import redact
+from codeb_mcp.operations.catalog import ANSWER_LIMIT, CATALOG, Effect, Operation, Page, Request, Result
+from codeb_mcp.operations.context import Context, Progress, Services, unheard
+from codeb_mcp.operations.ownership import require_project, require_team
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call as a face received it. `arguments` are what the caller sent, unchecked."""
+
+    tool: str
+    arguments: Mapping[str, Any]
+    caller: Principal
+    correlation_id: str = ""
+    progress: Progress = unheard
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A result, and how long it took in milliseconds."""
+
+    operation: Operation
+    result: Result
+    body: dict[str, Any]
+    duration_ms: float
+
+
+async def invoke(services: Services, call: Call) -> Answer:
+    """Run the call; raises CodebError, and nothing else. Every decision is audited."""
+    started = time.perf_counter()
+    call = call if call.correlation_id else replace(call, correlation_id=uuid.uuid4().hex)
+    operation = CATALOG.find(call.tool)
+    outcome, body, error = "ok", {}, None
+    try:
+        await limit(services, call.caller)
+        result = await _run(services, operation, call)
+        result, body = fitted(result)
+        return Answer(operation, result, body, _milliseconds(started))
+    except CodebError as refused:
+        outcome, error = refused.code, refused
+        raise
+    except Exception as problem:
+        outcome = "bug"
+        raise _bug(services, call, problem) from problem
+    finally:
+        facts = error.detail if error else body
+        await _audit(services, operation, call, outcome, facts, _milliseconds(started))
+
+
+async def _run(services: Services, operation: Operation, call: Call) -> Result:
+    authorise(operation, call.caller)
+    request = validated(operation, call.arguments)
+    await _require_own(services, operation, call.caller, request)
+    context = Context(services, call.caller, call.correlation_id, call.progress)
+    return await operation.run(context, request)
+
+
+async def limit(services: Services, caller: Principal) -> None:
+    """Count the call against the key's and the team's budget; raises RateLimited."""
+    server = services.settings.server
+    budgets = (("key:" + caller.key_id, server.calls_per_minute), ("team:" + caller.team, server.team_calls_per_minute))
+    for bucket, calls in budgets:
+        taken = services.registry.limiter.take(bucket, limit=calls, per_seconds=60)
+        if not taken.allowed:
+            wait = max(1, round(taken.retry_after_seconds))
+            raise RateLimited(
+                f"more than {calls} calls a minute",
+                hint=f"Wait {wait} seconds.",
+                retryAfter=wait,
+                limit=calls,
+                remaining=0,
+                reset=taken.reset_at_seconds,
+            )
+
+
+def authorise(operation: Operation, caller: Principal) -> None:
+    """Raise Forbidden unless the caller's role and scopes cover the operation."""
+    if not may(operation, caller):
+        raise Forbidden(
+            f"{operation.name} needs role {operation.role}; this key has {caller.role}"
+            if not caller.role.covers(operation.role)
+            else f"this key may not use {operation.name}",
+            hint="Ask an admin of your team for a key that may.",
+            permission=operation.permission,
+            requiredRole=operation.role.value,
+        )
+
+
+def may(operation: Operation, caller: Principal) -> bool:
+    """Whether role and scopes allow the operation at all; faces list tools by it."""
+    if operation.reach is Reach.PLATFORM and not caller.platform:
+        return False
+    allowed = caller.role.covers(operation.role) and in_scope(caller.scopes, "tool", operation.name)
+    return allowed and in_scope(caller.scopes, "source", caller.source)
+
+
+def validated(operation: Operation, arguments: Mapping[str, Any]) -> Request:
+    """The request of its model; raises InvalidRequest that lists every problem by field."""
+    try:
+        return operation.request.model_validate(dict(arguments), by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise invalid(operation, error) from None
+
+
+def invalid(operation: Operation, error: ValidationError) -> InvalidRequest:
+    """All problems of a request, each with its field."""
+    known = sorted(field.alias or name for name, field in operation.request.model_fields.items())
+    fields = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        field = ".".join(str(part) for part in item["loc"])[:100] or "params"
+        problem = "unknown parameter" if item["type"] == "extra_forbidden" else item["msg"]
+        fields.append({"field": field, "problem": problem})
+    shown = "; ".join(f"{item['field']}: {item['problem']}" for item in fields[:5])
+    hint = f"{operation.name} takes {', '.join(known)}." if known else f"{operation.name} takes no parameters."
+    return InvalidRequest(shown, hint=hint, fields=fields[:20])
+
+
+async def _require_own(services: Services, operation: Operation, caller: Principal, request: Request) -> None:
+    project = getattr(request, "project_name", None)
+    if project is not None:
+        environment = getattr(request, "environment", None)
+        if not in_scope(caller.scopes, "project", project):
+            raise Forbidden(f"this key may not touch project {project}", hint="Use a key whose scopes include it.")
+        if environment is not None and not in_scope(caller.scopes, "environment", environment):
+            raise Forbidden(f"this key may not touch {environment}", hint="Use a key whose scopes include it.")
+        if operation.name != "project_create":
+            await require_project(services.store, caller, project)
+    elif operation.reach is Reach.PROJECT:
+        raise NotFound(f"{operation.name} names no project", hint="Say projectName.")
+    team = getattr(request, "team_id", None)
+    if team is not None and operation.reach is not Reach.PLATFORM:
+        require_team(caller, team)
+
+
+def fitted(result: Result) -> tuple[Result, dict[str, Any]]:
+    """The result and its wire form, cut to the answer limit: a page gives fewer rows and says where to go on."""
+    body = result.wire()
+    size = len(to_json(body))
+    if size <= ANSWER_LIMIT or not isinstance(result, Page):
+        return result, body
+    rows = len(result.data)
+    while size > ANSWER_LIMIT and rows > 1:
+        rows = max(1, min(rows - 1, int(rows * ANSWER_LIMIT / size)))
+        result = result.model_copy(update={"data": result.data[:rows], "next_offset": result.offset + rows})
+        body = result.wire()
+        size = len(to_json(body))
+    return result, body
+
+
+def _bug(services: Services, call: Call, problem: Exception) -> Bug:
+    services.log.exception("operation crashed", tool=call.tool, correlation_id=call.correlation_id)
+    return Bug(
+        "the operation crashed",
+        hint=f"Look for {call.correlation_id} in the server's log.",
+        correlationId=call.correlation_id,
+        kind=type(problem).__name__,
+    )
+
+
+async def _audit(
+    services: Services,
+    operation: Operation,
+    call: Call,
+    outcome: str,
+    facts: Mapping[str, Any],
+    took: float,
+) -> None:
+    """Changes are durable before they are answered; reads are written in the background."""
+    record = {
+        "at": services.drivers.clock.now().isoformat(),
+        **call.caller.as_dict(),
+        "tool": operation.name,
+        "project": call.arguments.get("projectName"),
+        "environment": call.arguments.get("environment"),
+        "arguments": redact(dict(call.arguments)),
+        "outcome": outcome,
+        "correlationId": call.correlation_id,
+        "operationId": facts.get("operationId"),
+        "durationMs": round(took, 1),
+    }
+    await services.trail.write(record, durable=operation.effect is not Effect.READ)
+
+
+def _milliseconds(started: float) -> float:
+    return (time.perf_counter() - started) * 1000

@@ -1,0 +1,318 @@
+"""Actions of machines become driver calls: one function an action, each harmless to repeat."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from codeb_mcp.drivers.protocols import Answer, ContainerSpec
+from codeb_mcp.model.errors import Bug, CodebError, DriverRefused
+from codeb_mcp.model.machine import Action
+from codeb_mcp.model.names import Slot, split_environment_key
+from codeb_mcp.model.project import HealthCheck, Limits
+from codeb_mcp.model.routes import Site
+from codeb_mcp.model.slot import Slots, SlotState
+from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.envfile import read_env
+from codeb_mcp.operations.health_gate import require_image, wait_healthy
+from codeb_mcp.operations.state import change_slots, find_slots, load_slots, site_of, url_of
+from codeb_mcp.registry.store import Fence
+
+VERIFY_TRIES = 5
+VERIFY_PAUSE_SECONDS = 0.1
+DRAIN_PAUSE_SECONDS = 0.1
+
+Report = Callable[[Action, float | None, str], None]
+Step = Callable[["Performer", Action], Awaitable[Mapping[str, Any]]]
+STEPS: dict[str, Step] = {}
+
+
+def step(name: str) -> Callable[[Step], Step]:
+    """Register what an action of this name does."""
+
+    def register(function: Step) -> Step:
+        STEPS[name] = function
+        return function
+
+    return register
+
+
+class Performer:
+    """Carries out the actions of one run under its fence."""
+
+    def __init__(self, services: Services, fence: Fence, report: Report) -> None:
+        self.services = services
+        self.drivers = services.drivers
+        self.store = services.store
+        self.fence = fence
+        self.report = report
+
+    async def perform(self, action: Action) -> Mapping[str, Any]:
+        """Do it; raises CodebError, and nothing else but cancellation."""
+        try:
+            function = STEPS[action.name]
+        except KeyError:
+            raise Bug(f"nothing knows how to {action.name}", hint="Use the version that wrote this run.") from None
+        try:
+            return await function(self, action)
+        except (CodebError, asyncio.CancelledError, TimeoutError):
+            raise
+        except Exception as problem:
+            self.services.log.exception("step crashed", step=action.name)
+            raise Bug(
+                f"step {action.step} crashed", hint="Look at the server's log.", kind=type(problem).__name__
+            ) from problem
+
+    async def slots(self, key: str) -> Slots:
+        """The slots of `{project}-{environment}`."""
+        return await load_slots(self.store, *split_environment_key(key))
+
+    async def change(self, key: str, change: Callable[[Slots], Slots]) -> Slots:
+        """Change the slots under this run's fence."""
+        return await change_slots(self.store, key, change, self.fence)
+
+
+# ── deploy ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@step("pull_image")
+async def pull_image(run: Performer, action: Action) -> Mapping[str, Any]:
+    """Have the image on the engine and know its digest."""
+    image = await run.drivers.images.pull(
+        action.detail["image"],
+        policy=action.detail["policy"],
+        progress=lambda fraction, text: run.report(action, fraction, text),
+    )
+    return {"imageId": image.image_id, "digest": image.digest, "reference": image.reference, "bytes": image.size_bytes}
+
+
+@step("empty_slot")
+async def empty_slot(run: Performer, action: Action) -> Mapping[str, Any]:
+    """Strike the slot's release from the registry."""
+    slot, now = Slot(action.detail["slot"]), run.drivers.clock.now()
+    key = action.detail["key"]
+    if await find_slots(run.store, *split_environment_key(key)) is None:
+        return {"slot": slot.value, "was": SlotState.EMPTY.value}
+    was: list[str] = []
+
+    def clean(slots: Slots) -> Slots:
+        was.append(slots.record(slot).state.value)
+        return slots if slots.record(slot).state is SlotState.EMPTY else slots.cleaned(slot, now)
+
+    await run.change(key, clean)
+    return {"slot": slot.value, "was": was[-1]}
+
+
+@step("remove_container")
+async def remove_container(run: Performer, action: Action) -> Mapping[str, Any]:
+    """Stop and remove it, if it is there."""
+    removed = await run.drivers.containers.remove(
+        action.detail["name"], fence=run.fence.token, stop_timeout_seconds=action.detail["stopTimeout"]
+    )
+    return {"removed": removed}
+
+
+@step("start_container")
+async def start_container(run: Performer, action: Action) -> Mapping[str, Any]:
+    """Have exactly this container running, hardened, on its loopback port."""
+    detail = action.detail
+    environment, env_hash = read_env(run.services.settings, detail["project"], detail["environment"])
+    container = await run.drivers.containers.ensure(_spec(detail, environment, run))
+    return {"containerId": container.container_id, "envHash": env_hash}
+
+
+def _spec(detail: Mapping[str, Any], environment: Mapping[str, str], run: Performer) -> ContainerSpec:
+    limits = Limits.model_validate(detail["limits"])
+    labels = {
+        "codeb.project": detail["project"], "codeb.environment": detail["environment"], "codeb.slot": detail["slot"],
+        "codeb.version": detail["version"], "codeb.team": detail["team"], "codeb.run": detail["run"],
+        "codeb.digest": detail["digest"] or "", "codeb.fence": str(run.fence.token),
+        "codeb.deployed_at": run.drivers.clock.now().isoformat(),
+    }  # fmt: skip
+    return ContainerSpec(
+        name=detail["name"],
+        image_id=detail["imageId"],
+        image_reference=detail["reference"],
+        labels=labels,
+        host_port=detail["hostPort"],
+        container_port=detail["containerPort"],
+        environment={"PORT": str(detail["containerPort"]), **environment},
+        memory_bytes=limits.memory_mb << 20,
+        cpus=limits.cpus,
+        pids=limits.pids,
+        read_only_root=limits.read_only_root,
+        tmpfs=limits.tmpfs,
+        capabilities=limits.capabilities,
+        stop_timeout_seconds=limits.stop_timeout_seconds,
+    )
+
+
+@step("check_health")
+async def check_health(run: Performer, action: Action) -> Mapping[str, Any]:
+    """Wait until the release answers as it should."""
+    if action.detail["skip"]:
+        return {"path": None, "skipped": True}
+    health = HealthCheck.model_validate(action.detail["health"])
+    return await wait_healthy(
+        run.drivers.containers,
+        run.drivers.prober,
+        action.detail["name"],
+        action.detail["port"],
+        health,
+        lambda fraction, text: run.report(action, fraction, text),
+    )
+
+
+@step("record_release")
+async def record_release(run: Performer, action: Action) -> Mapping[str, Any]:
+    """Write the release into its slot; again is harmless because the run id stands there."""
+    slot, release, now = Slot(action.detail["slot"]), action.detail["release"], run.drivers.clock.now()
+
+    def record(slots: Slots) -> Slots:
+        there = slots.record(slot)
+        if there.state is SlotState.DEPLOYED and there.run_id == release["run_id"]:
+            return slots
+        return slots.deployed(slot, now, action.detail["by"], release)
+
+    await run.change(action.detail["key"], record)
+    return {}
+
+
+@step("publish_preview")
+async def publish_preview(run: Performer, action: Action) -> Mapping[str, Any]:
+    """See that the slot's preview address really answers; raises DriverRefused when it does not."""
+    slots = await run.slots(action.detail["key"])
+    slot = Slot(action.detail["slot"])
+    site = await site_of(run.store, run.services.settings, slots)
+    _prepare_flag(run, slots)
+    await ensure_site(run, site)
+    host = site.blue_preview if slot is Slot.BLUE else site.green_preview
+    path = slots.record(slot).health_path or "/"
+    answer = await run.drivers.prober.public(host or "", path, timeout_seconds=5)
+    if answer.status is None or answer.slot != slot.value:
+        raise DriverRefused(f"{host} does not reach slot {slot}: {_words(answer)}", hint="Run registry_check.")
+    return {"previewUrl": url_of(run.services.settings, host or "")}
+
+
+# ── promote and rollback ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@step("check_target")
+async def check_target(run: Performer, action: Action) -> Mapping[str, Any]:
+    """The container runs the deployed image and is healthy right now."""
+    await require_image(run.drivers.containers, action.detail["name"], action.detail["imageId"])
+    health = HealthCheck.model_validate(action.detail["health"])
+    return await wait_healthy(
+        run.drivers.containers,
+        run.drivers.prober,
+        action.detail["name"],
+        action.detail["port"],
+        health,
+        lambda fraction, text: run.report(action, fraction, text),
+    )
+
+
+@step("ensure_route")
+async def ensure_route(run: Performer, action: Action) -> Mapping[str, Any]:
+    """The proxy has both slots of the environment; changes nothing when it has."""
+    slots = await run.slots(action.detail["key"])
+    _prepare_flag(run, slots)
+    site = await site_of(run.store, run.services.settings, slots)
+    return {"changed": await ensure_site(run, site), "hosts": list(site.hosts)}
+
+
+def _prepare_flag(run: Performer, slots: Slots) -> None:
+    """An environment that never had traffic is switched off before its route exists, so that nothing unproven serves."""
+    if run.drivers.traffic.live(slots.key) is None:
+        run.drivers.traffic.switch(slots.key, slots.active_slot, fence=run.fence.token)
+
+
+async def ensure_site(run: Performer, site: Site) -> bool:
+    """Have the site in the proxy; True when that took a change."""
+    if await run.drivers.proxy.has(site):
+        return False
+    return await run.drivers.proxy.apply(upsert=[site])
+
+
+@step("switch_traffic")
+async def switch_traffic(run: Performer, action: Action) -> Mapping[str, Any]:
+    """One atomic rename of a flag file."""
+    slot = action.detail["slot"]
+    moved = run.drivers.traffic.switch(action.detail["key"], Slot(slot) if slot else None, fence=run.fence.token)
+    return {"moved": moved}
+
+
+@step("verify_public")
+async def verify_public(run: Performer, action: Action) -> Mapping[str, Any]:
+    """A request over each public host reached this slot, and its container runs the deployed image."""
+    detail = action.detail
+    async with asyncio.TaskGroup() as group:
+        image = group.create_task(_problem_of(require_image(run.drivers.containers, detail["name"], detail["imageId"])))
+        hosts = [group.create_task(_verify_host(run, host, detail)) for host in detail["hosts"]]
+    for problem in (image.result(), *(task.result() for task in hosts)):
+        if problem is not None:
+            raise problem
+    return {"hosts": list(detail["hosts"])}
+
+
+async def _problem_of(work: Awaitable[Any]) -> CodebError | None:
+    try:
+        await work
+    except CodebError as error:
+        return error
+    return None
+
+
+async def _verify_host(run: Performer, host: str, detail: Mapping[str, Any]) -> CodebError | None:
+    answer = Answer(None, problem="was not asked")
+    for left in reversed(range(VERIFY_TRIES)):
+        for path in detail["paths"]:
+            answer = await run.drivers.prober.public(host, path, timeout_seconds=5)
+            if answer.slot == detail["slot"] and answer.status in detail["expected"]:
+                return None
+        if left:
+            await asyncio.sleep(VERIFY_PAUSE_SECONDS)
+    return DriverRefused(
+        f"{host} did not reach slot {detail['slot']}: {_words(answer)}",
+        hint="See that the proxy is up and that no other site claims this host (registry_check).",
+        host=host,
+    )
+
+
+def _words(answer: Answer) -> str:
+    if answer.status is None:
+        return answer.problem or "no answer"
+    return f"status {answer.status} from {'slot ' + answer.slot if answer.slot else 'no slot of ours'}"
+
+
+@step("record_switch")
+async def record_switch(run: Performer, action: Action) -> Mapping[str, Any]:
+    """Write who is active and until when the former one stays warm."""
+    slot, now = Slot(action.detail["slot"]), run.drivers.clock.now()
+    grace = timedelta(hours=action.detail["graceHours"])
+
+    def record(slots: Slots) -> Slots:
+        return slots if slots.active_slot is slot else slots.promoted(slot, now, action.detail["by"], grace)
+
+    slots = await run.change(action.detail["key"], record)
+    former = slots.in_state(SlotState.GRACE)
+    return {"graceExpiresAt": former.grace_expires_at.isoformat() if former and former.grace_expires_at else None}
+
+
+@step("drain")
+async def drain(run: Performer, action: Action) -> Mapping[str, Any]:
+    """Count the former slot's requests to zero, or to the deadline; `{inFlight, seconds, drained}`."""
+    port = action.detail["port"]
+    if port is None:
+        return {"inFlight": 0, "seconds": 0.0, "drained": True}
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    while True:
+        count = await run.drivers.proxy.in_flight(port) or 0
+        spent = loop.time() - started
+        if count == 0 or spent >= action.detail["seconds"]:
+            return {"inFlight": count, "seconds": round(spent, 3), "drained": count == 0}
+        run.report(action, None, f"{count} requests still run on port {port}")
+        await asyncio.sleep(DRAIN_PAUSE_SECONDS)

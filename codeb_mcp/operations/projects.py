@@ -1,0 +1,381 @@
+"""Projects: create, look at, change, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from codeb_mcp.model.access import Reach, Role
+from codeb_mcp.model.errors import Conflict, InvalidRequest
+from codeb_mcp.model.machine import Action
+from codeb_mcp.model.names import Domain, Environment, ImageRef, Port, ProjectName, container_name, environment_key
+from codeb_mcp.model.project import EnvironmentSettings, HealthCheck, Limits, Project, ProjectSettings, PullPolicy
+from codeb_mcp.model.sequence import Sequence as Machine
+from codeb_mcp.model.sequence import Step
+from codeb_mcp.model.slot import Slots
+from codeb_mcp.operations.answers import RunAnswer, RunRequest, common, fact, header_of, run_to_answer
+from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
+from codeb_mcp.operations.context import Context, Services
+from codeb_mcp.operations.environments import add_environments, without_project
+from codeb_mcp.operations.ownership import team_projects
+from codeb_mcp.operations.perform import Performer, step
+from codeb_mcp.operations.routing import publish_routes, require_free_hosts
+from codeb_mcp.operations.runs import Planned, planner
+from codeb_mcp.operations.state import find_slots, load_project, load_ssot, parse_project, site_of, url_of
+from codeb_mcp.registry.journal import RunHeader
+from codeb_mcp.registry.store import Change, Document, update
+
+DELETE_SECONDS = 900.0
+
+
+class SettingsRequest(Request):
+    """Settings of a project; what is not given stays as it is."""
+
+    image: ImageRef | None = Field(None, description="Repository to deploy from when a deploy names only a version")
+    container_port: Port | None = Field(None, description="Port the app listens on inside its container (8080)")
+    pull_policy: PullPolicy | None = Field(None, description="always, missing or never")
+    keep: int | None = Field(None, ge=1, le=50, description="Images kept besides those in slots")
+    health_check: HealthCheck | None = Field(None, description="How a release proves itself")
+    limits: Limits | None = Field(None, description="What a container may use")
+
+
+class ProjectCreateRequest(SettingsRequest):
+    """A new project."""
+
+    project_name: ProjectName = Field(description="Name: lower-case letters, digits and hyphens")
+    environments: tuple[Environment, ...] = Field(
+        (Environment.PRODUCTION, Environment.STAGING), min_length=1, description="Environments to set up"
+    )
+    domain: Domain | None = Field(None, description="Public host name of production")
+
+
+class ProjectUpdateRequest(SettingsRequest):
+    """Changes to a project; a domain or grace period belongs to one environment."""
+
+    project_name: ProjectName = Field(description="Project")
+    environment: Environment | None = Field(None, description="Environment that domain and graceHours are for")
+    domain: Domain | None = Field(None, description="Public host name of that environment")
+    grace_hours: float | None = Field(None, ge=0, le=720, description="How long its former slot stays warm")
+    drain_seconds: float | None = Field(None, ge=0, le=600, description="How long its slot may finish requests")
+
+
+class ProjectRequest(Request):
+    """One project."""
+
+    project_name: ProjectName = Field(description="Project")
+
+
+class EnvironmentAnswer(Result):
+    """One environment of a project."""
+
+    environment: Environment
+    url: str
+    ports: dict[str, int]
+    active_slot: str | None = None
+    version: str | None = None
+    grace_hours: float
+    drain_seconds: float
+
+
+class ProjectResult(Result):
+    """A project and its environments."""
+
+    project_name: str
+    team_id: str
+    image: str | None = None
+    container_port: int
+    pull_policy: str
+    keep: int
+    health_check: HealthCheck
+    limits: Limits
+    environments: list[EnvironmentAnswer]
+    warnings: list[str] = Field(default_factory=list)
+    created: bool | None = None
+
+
+class ProjectRow(Result):
+    """A project in a list."""
+
+    project_name: str
+    environments: list[str]
+    image: str | None = None
+
+
+class ProjectPage(Page):
+    """Projects of the caller's team."""
+
+    data: list[ProjectRow]
+
+
+@operation(effect=Effect.CHANGE, role=Role.MEMBER, reach=Reach.TEAM)
+async def project_create(ctx: Context, request: ProjectCreateRequest) -> ProjectResult:
+    """Create a project: reserve its ports, set up its slots and its addresses.
+
+    Each environment gets a fixed even/odd pair of ports. Creating it again with the same team changes nothing that exists
+    and adds missing environments. The project belongs to the caller's team.
+    """
+    name, team = request.project_name, ctx.caller.team
+    existing = (await load_ssot(ctx.store)).get("projects", {}).get(name)
+    mine = name in await team_projects(ctx.store, team)
+    if existing is not None and not mine:
+        raise Conflict(f"the name {name} is taken", hint="Choose another name.", project=name)
+    if request.domain and existing is None:
+        await require_free_hosts(ctx.services, name, [request.domain])
+    entry = existing or _new_entry(ctx, request)
+    teams = await _team_change(ctx, team, name)
+    await add_environments(ctx.services, name, entry, request.environments, *teams)
+    warnings = await publish_routes(ctx.services, name, request.environments)
+    result = await describe(ctx.services, name)
+    return result.model_copy(update={"created": existing is None, "warnings": warnings})
+
+
+def _new_entry(ctx: Context, request: ProjectCreateRequest) -> dict[str, Any]:
+    settings = _merged(ProjectSettings(), request)
+    if request.domain:
+        settings = _with_environment(settings, Environment.PRODUCTION, {"domain": request.domain})
+    project = Project(
+        team_id=ctx.caller.team,
+        ports={},
+        settings=settings,
+        created_at=ctx.services.drivers.clock.now(),
+        created_by=ctx.caller.key_id,
+    )
+    return project.dump()
+
+
+async def _team_change(ctx: Context, team: str, name: str) -> list[Change]:
+    """The project joins its team's list in the same commit, so that the key that made it may use it."""
+    stored = await ctx.store.get("teams")
+    doc: dict[str, Any] = dict(stored.doc) if stored else {}
+    teams = dict(doc.get("teams", {}))
+    own = dict(teams.get(team, {}))
+    if name in own.get("projects", []):
+        return []
+    own["projects"] = sorted([*own.get("projects", []), name])
+    return [Change("teams", {**doc, "teams": {**teams, team: own}}, stored.version if stored else 0)]
+
+
+def _merged(settings: ProjectSettings, request: SettingsRequest) -> ProjectSettings:
+    """The settings with what the request names; nested groups keep the fields that it leaves out."""
+    update: dict[str, Any] = {}
+    for field in ("image", "container_port", "pull_policy", "keep", "health_check", "limits"):
+        value = getattr(request, field)
+        if value is None:
+            continue
+        if isinstance(value, HealthCheck | Limits):
+            said = {name: getattr(value, name) for name in value.model_fields_set}
+            value = type(value).model_validate({**getattr(settings, field).model_dump(), **said})
+        update[field] = value
+    return settings.model_copy(update=update)
+
+
+def _with_environment(settings: ProjectSettings, environment: Environment, said: Mapping[str, Any]) -> ProjectSettings:
+    merged = EnvironmentSettings.model_validate({**settings.of(environment).model_dump(), **said})
+    return settings.model_copy(update={"environments": {**settings.environments, environment: merged}})
+
+
+@operation(effect=Effect.CHANGE, role=Role.MEMBER, reach=Reach.PROJECT)
+async def project_update(ctx: Context, request: ProjectUpdateRequest) -> ProjectResult:
+    """Change a project's settings: image, container port, health check, limits, domain, grace period.
+
+    What is not given stays as it is. Running containers keep the settings they were deployed with; the next deploy uses
+    the new ones. A new domain is served at once.
+    """
+    said = {
+        name: value
+        for name in ("domain", "grace_hours", "drain_seconds")
+        if (value := getattr(request, name)) is not None
+    }
+    if said and request.environment is None:
+        raise InvalidRequest(
+            "environment: is needed for domain, graceHours and drainSeconds",
+            hint="Say which environment.",
+            fields=[{"field": "environment", "problem": "is missing"}],
+        )
+    if request.domain:
+        await require_free_hosts(ctx.services, request.project_name, [request.domain])
+
+    def change(doc: Document | None) -> Document | None:
+        return _changed(doc, request, said)
+
+    await update(ctx.store, "ssot", change)
+    environments = [request.environment] if request.domain and request.environment else []
+    warnings = await publish_routes(ctx.services, request.project_name, environments)
+    result = await describe(ctx.services, request.project_name)
+    return result.model_copy(update={"warnings": warnings})
+
+
+def _changed(doc: Document | None, request: ProjectUpdateRequest, said: Mapping[str, Any]) -> Document | None:
+    projects = dict((doc or {}).get("projects", {}))
+    entry = projects.get(request.project_name)
+    if doc is None or entry is None:
+        raise Conflict("the project was deleted meanwhile", hint="Create it again.")
+    project = parse_project(request.project_name, entry)
+    settings = _merged(project.settings, request)
+    if said and request.environment is not None:
+        settings = _with_environment(settings, request.environment, said)
+    changed = settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+    projects[request.project_name] = {**entry, "settings": changed}
+    return {**doc, "projects": projects}
+
+
+@operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.PROJECT)
+async def project_get(ctx: Context, request: ProjectRequest) -> ProjectResult:
+    """Show a project: its settings, environments, ports and addresses."""
+    return await describe(ctx.services, request.project_name)
+
+
+async def describe(services: Services, name: str) -> ProjectResult:
+    """The project as callers see it."""
+    project = await load_project(services.store, name)
+    settings = project.settings
+    return ProjectResult(
+        project_name=name,
+        team_id=project.team_id,
+        image=settings.image,
+        container_port=settings.container_port,
+        pull_policy=settings.pull_policy,
+        keep=settings.keep,
+        health_check=settings.health_check,
+        limits=settings.limits,
+        environments=[await _environment(services, name, project, one) for one in project.ports],
+    )
+
+
+async def _environment(services: Services, name: str, project: Project, environment: Environment) -> EnvironmentAnswer:
+    pair, settings = project.ports[environment], project.settings.of(environment)
+    slots = await find_slots(services.store, name, environment)
+    ports = (pair.blue, pair.green)
+    slots = slots or Slots.fresh(name, project.team_id, environment, ports, services.drivers.clock.now())
+    site = await site_of(services.store, services.settings, slots)
+    return EnvironmentAnswer(
+        environment=environment,
+        url=url_of(services.settings, site.hosts[0]),
+        ports={"blue": pair.blue, "green": pair.green},
+        active_slot=slots.active_slot,
+        version=slots.active.version if slots.active else None,
+        grace_hours=settings.grace_hours,
+        drain_seconds=settings.drain_seconds,
+    )
+
+
+@operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.TEAM)
+async def project_list(ctx: Context, request: PageRequest) -> ProjectPage:
+    """List the projects of your team."""
+    names = await team_projects(ctx.store, ctx.caller.team)
+    projects = (await load_ssot(ctx.store)).get("projects", {})
+    shown = names[request.offset : request.offset + request.limit]
+    rows = [
+        ProjectRow(
+            project_name=name,
+            environments=list(projects.get(name, {}).get("ports", {})),
+            image=projects.get(name, {}).get("settings", {}).get("image"),
+        )
+        for name in shown
+    ]
+    return ProjectPage.of(rows, request, total=len(names))
+
+
+# ── delete ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ProjectDeleteRequest(Request):
+    """A project to delete; `confirm` repeats its name."""
+
+    project_name: ProjectName = Field(description="Project")
+    confirm: str = Field(max_length=40, description="The project's name once more: its containers stop and are removed")
+    wait: bool = Field(True, description="Wait for the end; false answers an operation id at once")
+
+
+class ProjectDeleteResult(RunAnswer):
+    """What is gone."""
+
+    freed_ports: list[int] = Field(default_factory=list)
+
+
+@operation(effect=Effect.DESTROY, role=Role.ADMIN, reach=Reach.PROJECT, long=True)
+async def project_delete(ctx: Context, request: ProjectDeleteRequest) -> ProjectDeleteResult:
+    """Delete a project: stop serving it, remove its containers, free its ports.
+
+    Its env files and their backups stay. Refused while a deploy or promote of the project runs.
+    """
+    if request.confirm != request.project_name:
+        raise InvalidRequest(
+            "confirm: must repeat the project's name",
+            hint="This stops and removes all its containers; be sure.",
+            fields=[{"field": "confirm", "problem": "must repeat the project's name"}],
+        )
+    project = await load_project(ctx.store, request.project_name)
+    run = _DeleteRun(project_name=request.project_name, environment=Environment.PRODUCTION, wait=request.wait)
+    header = header_of(ctx, "project_delete", run, team=project.team_id, dedupe=None, seconds=DELETE_SECONDS)
+    view = await run_to_answer(ctx, header, wait=request.wait)
+    ports = sorted(port for pair in project.ports.values() for port in (pair.blue, pair.green))
+    message = f"{request.project_name} is deleted" if view.status == "succeeded" else "the project is being deleted"
+    return ProjectDeleteResult(**common(view, message, fact(view, "warnings") or []), freed_ports=ports)
+
+
+class _DeleteRun(RunRequest):
+    """The request as the journal keeps it."""
+
+
+@planner("project_delete")
+async def plan_delete(services: Services, header: RunHeader) -> Planned:
+    """First off the proxy, then the containers, the registry last: it goes on naming what is not gone yet."""
+    project = await load_project(services.store, header.project)
+    steps: list[Step] = []
+    for environment in project.ports:
+        key = environment_key(header.project, environment)
+        steps.append(Step(Action("close_environment", "close_environment", {"key": key}, says=f"stop serving {key}")))
+    for environment in project.ports:
+        for slot in ("blue", "green"):
+            name = container_name(header.project, environment, slot)
+            detail = {"name": name, "stopTimeout": project.settings.limits.stop_timeout_seconds}
+            steps.append(Step(Action("remove_container", "remove_container", detail, undo=True, says=f"remove {name}")))
+    detail = {"project": header.project, "team": project.team_id, "environments": [one.value for one in project.ports]}
+    steps.append(
+        Step(Action("forget_project", "forget_project", detail, cancellable=False, says="strike it from the registry"))
+    )
+    return Planned(Machine(tuple(steps)))
+
+
+@step("close_environment")
+async def close_environment(run: Performer, action: Action) -> Mapping[str, Any]:
+    """No traffic, no route, no flag."""
+    key = action.detail["key"]
+    run.drivers.traffic.switch(key, None, fence=run.fence.token)
+    await run.drivers.proxy.apply(remove=[key])
+    return {}
+
+
+@step("forget_project")
+async def forget_project(run: Performer, action: Action) -> Mapping[str, Any]:
+    """Strike project, slots, domains and the team's entry in one commit; hold the ports back for a while."""
+    project, now = action.detail["project"], run.drivers.clock.now()
+    ssot = await run.store.get("ssot")
+    teams = await run.store.get("teams")
+    changes = []
+    if ssot is not None and project in ssot.doc.get("projects", {}):
+        changes.append(Change("ssot", without_project(ssot.doc, project, now), ssot.version))
+    if teams is not None:
+        changes += _without_team_entry(teams.doc, teams.version, action.detail["team"], project)
+    keys = [environment_key(project, environment) for environment in action.detail["environments"]]
+    for document in (*(f"slots/{key}" for key in keys), f"domains/{project}"):
+        stored = await run.store.get(document)
+        if stored is not None:
+            changes.append(Change(document, None, stored.version))
+    if changes:
+        await run.store.commit(changes, fence=run.fence)
+    for key in keys:
+        run.drivers.traffic.forget(key, fence=run.fence.token)
+    return {}
+
+
+def _without_team_entry(doc: Document, version: int, team: str, project: str) -> Sequence[Change]:
+    teams = dict(doc.get("teams", {}))
+    own = dict(teams.get(team, {}))
+    if project not in own.get("projects", []):
+        return []
+    own["projects"] = [name for name in own["projects"] if name != project]
+    return [Change("teams", {**doc, "teams": {**teams, team: own}}, version)]

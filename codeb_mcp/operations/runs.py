@@ -1,0 +1,433 @@
+"""Runs: started once, lived through crashes, waited for by anybody.
+
+A run never lives in the call that asked for it: a caller who goes away cancels nothing. Its life is in the journal, so
+any process of this installation can look at it, cancel it, or take it over after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from codeb_mcp.model.errors import CodebError, Conflict, DriverUnavailable, LeaseLost, LockHeld, NotFound, from_code
+from codeb_mcp.model.machine import Action, Failed, Machine, walk
+from codeb_mcp.model.machines import machine_from_json, machine_to_json
+from codeb_mcp.model.names import environment_key
+from codeb_mcp.operations.context import Event, Progress, Services, unheard
+from codeb_mcp.operations.perform import Performer
+from codeb_mcp.operations.runner import Stop, drive
+from codeb_mcp.registry.journal import Journal, RunHeader
+from codeb_mcp.registry.store import Change, Lease
+
+HEARTBEAT_SECONDS = 5.0
+POLL_SECONDS = 0.2
+JOIN_WINDOW = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a planner decided: the machine, and the steps it took to look around (name, duration in ms)."""
+
+    machine: Machine
+    looked: tuple[tuple[str, float], ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+Planner = Callable[[Services, RunHeader], Awaitable[Planned]]
+PLANNERS: dict[str, Planner] = {}
+STILL_STANDS: dict[str, Callable[[Services, RunHeader, Mapping[str, Any]], Awaitable[bool]]] = {}
+"""Per kind: whether what a finished run achieved still is so; only then a repeated request joins it."""
+
+
+def planner(kind: str) -> Callable[[Planner], Planner]:
+    """Register how runs of a kind decide what to do, both when started and when resumed before they had a plan."""
+
+    def register(plan: Planner) -> Planner:
+        PLANNERS[kind] = plan
+        return plan
+
+    return register
+
+
+def lease_name(project: str, environment: str | None) -> str:
+    """The lease that a run of this project or environment holds."""
+    return f"environment/{environment_key(project, environment)}" if environment else f"project/{project}"
+
+
+@dataclass(slots=True)
+class _Live:
+    """A run that this process drives."""
+
+    task: asyncio.Task[None]
+    stop: Stop
+    listeners: list[Progress] = field(default_factory=list)
+    latest: Event | None = None
+
+    def tell(self, event: Event) -> None:
+        self.latest = event
+        for listener in list(self.listeners):
+            listener(event)
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run as callers see it. `status`: running, interrupted, succeeded, failed."""
+
+    header: RunHeader
+    status: str
+    steps: list[dict[str, Any]]
+    finished: Mapping[str, Any] | None
+    joined: bool = False
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """The machine's facts; empty while it runs."""
+        return (self.finished or {}).get("result", {})
+
+    def error(self) -> CodebError | None:
+        """The failure as an error, with the operation's id and its steps."""
+        failure = (self.finished or {}).get("failure")
+        if failure is None:
+            return None
+        detail = {**failure.get("detail", {}), "operationId": self.header.run_id, "steps": self.steps}
+        return from_code(failure["code"], failure["message"], hint=failure.get("hint", ""), **detail)
+
+
+class Runs:
+    """Starts, joins, resumes and cancels runs. One per process; `bind` hands it the installation."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, _Live] = {}
+        self._services: Services | None = None
+
+    def bind(self, services: Services) -> None:
+        """Called once by the composition root."""
+        self._services = services
+
+    @property
+    def services(self) -> Services:
+        """The installation."""
+        if self._services is None:
+            raise CodebError("runs were used before the installation was put together")
+        return self._services
+
+    # ── start and join ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self, header: RunHeader) -> RunView:
+        """Start the run, or join the one that the same request began. Raises LockHeld when another holds the lease."""
+        name = lease_name(header.project, header.environment)
+        if (earlier := await self._joinable(header)) is not None:
+            return earlier
+        try:
+            lease = await self.services.store.acquire(name, f"run:{header.run_id}")
+        except LockHeld as held:
+            return await self._join_holder(header, held)
+        try:
+            if (earlier := await self._joinable(header)) is not None:
+                await self.services.store.release(lease)
+                return earlier
+            await self._settle(name, lease)
+            journal = await self.services.registry.journals.create(header, lease.fence)
+            await self._remember(header)
+        except BaseException:
+            await self.services.store.release(lease)
+            raise
+        self._spawn(journal, lease)
+        return self.view(journal)
+
+    async def _joinable(self, header: RunHeader) -> RunView | None:
+        if header.dedupe is None:
+            return None
+        stored = await self.services.store.get(_dedupe_key(header.dedupe))
+        if stored is None:
+            return None
+        if datetime.fromisoformat(stored.doc["createdAt"]) + JOIN_WINDOW < self.services.drivers.clock.now():
+            return None
+        try:
+            journal = await self.services.registry.journals.open(stored.doc["runId"])
+        except NotFound:
+            return None
+        view = self.view(journal, joined=True)
+        if view.status == "running":
+            return await self._rejoined(view)
+        if header.dedupe.startswith("key:"):
+            return view
+        if view.status != "succeeded":
+            return None
+        stands = STILL_STANDS.get(header.kind)
+        return view if stands is None or await stands(self.services, journal.header, view.result) else None
+
+    async def _rejoined(self, view: RunView) -> RunView:
+        """An open run that nobody drives any more is taken up again before somebody waits for it."""
+        run_id = view.header.run_id
+        if (await self.look(run_id)).status == "interrupted":
+            try:
+                await self.resume(run_id)
+            except LockHeld:
+                self.services.log.info("run is taken up by another process", operation_id=run_id)
+        return view
+
+    async def _join_holder(self, header: RunHeader, held: LockHeld) -> RunView:
+        """The same request may have arrived twice at once: give its first copy a moment to write its journal."""
+        for _ in range(20 if header.dedupe else 0):
+            if (earlier := await self._joinable(header)) is not None:
+                return earlier
+            if held.detail.get("operationId") is None:
+                break
+            try:
+                holder = await self.services.registry.journals.open(held.detail["operationId"])
+            except NotFound:
+                await asyncio.sleep(0.05)
+                continue
+            if holder.header.dedupe != header.dedupe:
+                break
+            return self.view(holder, joined=True)
+        raise held
+
+    async def _remember(self, header: RunHeader) -> None:
+        if header.dedupe is None:
+            return
+        key = _dedupe_key(header.dedupe)
+        stored = await self.services.store.get(key)
+        doc = {"runId": header.run_id, "createdAt": header.created_at.isoformat(), "kind": header.kind}
+        await self.services.store.commit([Change(key, doc, stored.version if stored else 0)])
+
+    async def _settle(self, name: str, lease: Lease) -> None:
+        """Runs that a crash left open on this lease are undone before a new one begins."""
+        for run_id in await self.services.registry.journals.open_runs():
+            journal = await self.services.registry.journals.open(run_id)
+            if lease_name(journal.header.project, journal.header.environment) != name:
+                continue
+            if run_id in self._live:
+                raise LockHeld(f"{run_id} is still ending", hint="Try again in a moment.", operationId=run_id)
+            stop = Stop()
+            stop.ask(Failed("cancelled", "a later run took its place", "Nothing to do."))
+            await self._drive(journal, lease, stop, unheard)
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _spawn(self, journal: Journal, lease: Lease) -> _Live:
+        stop = Stop()
+        run_id = journal.header.run_id
+        task = asyncio.create_task(self._live_through(journal, lease, stop), name=run_id)
+        live = self._live[run_id] = _Live(task, stop)
+        task.add_done_callback(lambda _: self._live.pop(run_id, None))
+        return live
+
+    async def _live_through(self, journal: Journal, lease: Lease, stop: Stop) -> None:
+        """Drive the run with a heart that keeps the lease; both end together."""
+        run_id = journal.header.run_id
+        log = self.services.log.bind(operation_id=run_id, kind=journal.header.kind, project=journal.header.project)
+        heart = asyncio.create_task(self._heart(journal, lease, stop, asyncio.current_task()))
+        try:
+            await self._drive(journal, lease, stop, lambda event: self._tell(run_id, event))
+        except LeaseLost as lost:
+            log.warning("run was taken over", problem=lost.message)
+        except CodebError as error:
+            log.warning("run stays open", code=error.code, problem=error.message)
+        except Exception:
+            log.exception("run crashed and stays open")
+        finally:
+            heart.cancel()
+            await asyncio.gather(heart, return_exceptions=True)
+            await asyncio.shield(self.services.store.release(lease))
+
+    def _tell(self, run_id: str, event: Event) -> None:
+        if (live := self._live.get(run_id)) is not None:
+            live.tell(event)
+
+    async def _heart(self, journal: Journal, lease: Lease, stop: Stop, run: asyncio.Task[Any] | None) -> None:
+        """Prolong the lease and listen for a cancel from another process; losing the lease stops the run at once."""
+        waited = 0.0
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            waited += POLL_SECONDS
+            if journal.cancel_requested():
+                stop.ask(Failed("cancelled", "the run was cancelled", "Start it again when you want it."))
+            if waited < HEARTBEAT_SECONDS:
+                continue
+            waited = 0.0
+            try:
+                lease = await self.services.store.renew(lease)
+            except LeaseLost:
+                if run is not None:
+                    run.cancel()
+                return
+            except CodebError as error:
+                self.services.log.warning("lease could not be renewed", problem=error.message)
+
+    async def _drive(self, journal: Journal, lease: Lease, stop: Stop, tell: Progress) -> None:
+        """From wherever the journal is to the end."""
+        journal.fence = lease.fence
+        machine = await self._machine(journal, stop)
+        if machine is None:
+            return
+        total = len(walk(machine))
+        run_id = journal.header.run_id
+        left = journal.header.deadline_seconds
+        timer = asyncio.get_running_loop().call_later(left, stop.ask, _too_long(left))
+        position = 0
+
+        def listen(step: int, action: Action, status: str, problem: str) -> None:
+            nonlocal position
+            position = step
+            done = 1.0 if status == "completed" else None
+            tell(Event(run_id, action.step, status, step + 1, max(total, step + 1), done, problem or action.says))
+
+        def within(action: Action, fraction: float | None, message: str) -> None:
+            tell(Event(run_id, action.step, "running", position + 1, max(total, position + 1), fraction, message))
+
+        performer = Performer(self.services, lease.fence, within)
+        try:
+            end = await drive(machine, journal, performer.perform, listen, stop)
+        finally:
+            timer.cancel()
+        await self._finish(journal, end.failure, end.result)
+
+    async def _machine(self, journal: Journal, stop: Stop) -> Machine | None:
+        """The journalled plan, or a new one; a plan that is refused ends the run."""
+        planned = journal.planned()
+        if planned is not None:
+            return machine_from_json(planned["machine"])
+        if stop.why is not None:
+            await self._finish(journal, stop.why, {})
+            return None
+        try:
+            plan = await PLANNERS[journal.header.kind](self.services, journal.header)
+        except CodebError as error:
+            failure = Failed(error.code, error.message, error.hint, error.detail)
+            await self._finish(journal, failure, {})
+            return None
+        await journal.plan(
+            {
+                "machine": machine_to_json(plan.machine),
+                "looked": [{"name": name, "duration": round(took, 1)} for name, took in plan.looked],
+                "notes": dict(plan.notes),
+            }
+        )
+        return plan.machine
+
+    async def _finish(self, journal: Journal, failure: Failed | None, result: Mapping[str, Any]) -> None:
+        doc: dict[str, Any] = {"ok": failure is None, "result": dict(result)}
+        if failure is not None:
+            doc["failure"] = {
+                "code": failure.code,
+                "message": failure.message,
+                "hint": failure.hint,
+                "detail": dict(failure.detail),
+            }
+        await journal.finish(doc)
+
+    # ── look, wait, cancel, resume ──────────────────────────────────────────────────────────────────────────────
+
+    def view(self, journal: Journal, *, joined: bool = False) -> RunView:
+        """The run as it stands in the journal."""
+        finished = journal.finished()
+        status = "running"
+        if finished is not None:
+            status = "succeeded" if finished.get("ok") else "failed"
+        planned = journal.planned() or {}
+        looked = [{**step, "status": "completed"} for step in planned.get("looked", [])]
+        return RunView(journal.header, status, [*looked, *journal.steps()], finished, joined)
+
+    async def look(self, run_id: str) -> RunView:
+        """The run; one that nobody drives any more shows as interrupted."""
+        journal = await self.services.registry.journals.open(run_id)
+        view = self.view(journal)
+        if view.status == "running" and run_id not in self._live:
+            lease = await self.services.store.lease(lease_name(journal.header.project, journal.header.environment))
+            if lease is None or lease.owner != f"run:{run_id}":
+                again = self.view(await self.services.registry.journals.open(run_id))
+                return again if again.finished else RunView(view.header, "interrupted", view.steps, None)
+        return view
+
+    async def wait(self, run_id: str, progress: Progress = unheard, *, joined: bool = False) -> RunView:
+        """The run at its end. Raises its failure; DriverUnavailable when it had to stay open."""
+        live = self._live.get(run_id)
+        if live is not None:
+            live.listeners.append(progress)
+            try:
+                await asyncio.wait({live.task})
+            finally:
+                live.listeners.remove(progress)
+        view = await self.look(run_id)
+        while view.status == "running":
+            await asyncio.sleep(POLL_SECONDS)
+            view = await self.look(run_id)
+        if (error := view.error()) is not None:
+            raise error
+        if view.status == "interrupted":
+            raise DriverUnavailable(
+                f"run {run_id} could not be brought to an end yet",
+                hint="It is taken up again by itself; look at it with operation_get, or use operation_resume.",
+                operationId=run_id,
+                steps=view.steps,
+            )
+        return RunView(view.header, view.status, view.steps, view.finished, joined)
+
+    async def cancel(self, run_id: str, by: str) -> RunView:
+        """Ask the run to stop and undo; raises Conflict when it has already ended."""
+        journal = await self.services.registry.journals.open(run_id)
+        if journal.finished() is not None:
+            raise Conflict(f"run {run_id} has already ended", hint="Look at it with operation_get.")
+        await journal.request_cancel(by)
+        if (live := self._live.get(run_id)) is not None:
+            live.stop.ask(Failed("cancelled", "the run was cancelled", "Start it again when you want it."))
+        elif (await self.look(run_id)).status == "interrupted":
+            await self.resume(run_id)
+        return await self.look(run_id)
+
+    async def resume(self, run_id: str) -> RunView:
+        """Take up a run that a crash or an unreachable driver left open. Raises LockHeld while somebody drives it."""
+        if run_id in self._live:
+            return await self.look(run_id)
+        journal = await self.services.registry.journals.open(run_id)
+        if journal.finished() is not None:
+            return self.view(journal)
+        name = lease_name(journal.header.project, journal.header.environment)
+        lease = await self.services.store.acquire(name, f"run:{run_id}")
+        await journal.reload()
+        if journal.finished() is not None:
+            await self.services.store.release(lease)
+            return self.view(journal)
+        live = self._spawn(journal, lease)
+        if journal.cancel_requested():
+            live.stop.ask(Failed("cancelled", "the run was cancelled", "Start it again when you want it."))
+        return self.view(journal)
+
+    async def resume_all(self) -> list[str]:
+        """Take up every open run that nobody drives; answers their ids."""
+        taken = []
+        for run_id in await self.services.registry.journals.open_runs():
+            try:
+                if run_id not in self._live and (await self.resume(run_id)).finished is None:
+                    taken.append(run_id)
+            except (LockHeld, NotFound):
+                continue
+            except CodebError as error:
+                self.services.log.warning("run cannot be taken up", operation_id=run_id, problem=error.message)
+        return taken
+
+    async def close(self) -> None:
+        """Stop driving; what is not finished stays open in its journal and is taken up at the next start."""
+        tasks = [live.task for live in self._live.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def drain(self) -> None:
+        """Wait until every run of this process has ended."""
+        while tasks := [live.task for live in self._live.values()]:
+            await asyncio.wait(tasks)
+
+
+def _dedupe_key(dedupe: str) -> str:
+    return "idempotency/" + hashlib.sha256(dedupe.encode()).hexdigest()
+
+
+def _too_long(seconds: float) -> Failed:
+    return Failed("timeout", f"the run took longer than {seconds:g} seconds", "Look at its steps with operation_get.")

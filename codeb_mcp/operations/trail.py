@@ -1,0 +1,47 @@
+"""The audit trail as calls see it: changes wait for the disk, reads are gathered and written within a second."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from codeb_mcp.registry.audit import AuditTrail
+
+GATHER_SECONDS = 1.0
+GATHER_RECORDS = 200
+
+
+class Trail:
+    """Writes records in the order of their calls. `close` writes what is still gathered."""
+
+    def __init__(self, audit: AuditTrail) -> None:
+        self.audit = audit
+        self._gathered: list[Mapping[str, Any]] = []
+        self._timer: asyncio.Task[None] | None = None
+        self._order = asyncio.Lock()
+
+    async def write(self, record: Mapping[str, Any], *, durable: bool) -> None:
+        """Add one record; with `durable` it is on the disk when this returns."""
+        self._gathered.append(record)
+        if durable or len(self._gathered) >= GATHER_RECORDS:
+            await self.flush(durable=durable)
+        elif self._timer is None or self._timer.done():
+            self._timer = asyncio.create_task(self._later())
+
+    async def flush(self, *, durable: bool = False) -> None:
+        """Write what is gathered."""
+        async with self._order:
+            records, self._gathered = self._gathered, []
+            if records:
+                await self.audit.append(records, durable=durable)
+
+    async def close(self) -> None:
+        """Write the rest and stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.flush(durable=True)
+
+    async def _later(self) -> None:
+        await asyncio.sleep(GATHER_SECONDS)
+        await self.flush()
