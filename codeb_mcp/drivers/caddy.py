@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from codeb_mcp.drivers.caddy_admin import CaddyAdmin
+from codeb_mcp.drivers.caddy_admin import CaddyAdmin, Dropped
 from codeb_mcp.drivers.caddy_config import Edge, Json, Tls, change, site_keys
 from codeb_mcp.model.errors import CodebError, DriverRefused, DriverUnavailable, InvalidRequest
 from codeb_mcp.model.routes import Site, site_id, site_problems, site_route
@@ -96,6 +96,8 @@ class CaddyProxy:
             worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await worker
+        waiting, self._waiting = self._waiting, []  # a worker that was ended before its first step has refused nobody
+        self._dismiss(waiting)
         await self._admin.close()
 
     async def _work(self) -> None:
@@ -108,18 +110,21 @@ class CaddyProxy:
                 if self._waiting:
                     await asyncio.sleep(GATHER_SECONDS)
         finally:
-            for wish in (*batch, *self._waiting):
-                wish.refuse(DriverUnavailable("the proxy's configuration was not changed", hint="Repeat the call."))
-            self._waiting.clear()
+            self._dismiss(batch)
+
+    def _dismiss(self, wishes: Sequence[_Wish]) -> None:
+        for wish in wishes:
+            wish.refuse(DriverUnavailable("the proxy's configuration was not changed", hint="Repeat the call."))
 
     async def _make(self, batch: list[_Wish]) -> None:
+        moved: set[int] = set()  # over all attempts: one whose answer was dropped may have been the one that did it
         try:
             for attempt in range(ATTEMPTS):
                 config, tag = await self._read()
-                wanted, changed = self._merge(config, batch)
+                wanted = self._merge(config, batch, moved)
                 if wanted == (config or {}) or await self._write(config, wanted, tag):
-                    for wish, moved in changed:
-                        wish.grant(moved=moved)
+                    for wish in batch:
+                        wish.grant(moved=id(wish) in moved)
                     return
                 await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))
             raise DriverUnavailable(
@@ -130,9 +135,9 @@ class CaddyProxy:
             for wish in batch:
                 wish.refuse(error)
 
-    def _merge(self, config: Json | None, batch: list[_Wish]) -> tuple[Json, list[tuple[_Wish, bool]]]:
+    def _merge(self, config: Json | None, batch: list[_Wish], moved: set[int]) -> Json:
         """All wishes one after the other; one that cannot be is refused on its own and leaves the rest alone."""
-        wanted, changed = config or {}, []
+        wanted = config or {}
         for wish in batch:
             if wish.outcome.done():
                 continue
@@ -141,9 +146,10 @@ class CaddyProxy:
             except CodebError as error:
                 wish.refuse(error)
                 continue
-            changed.append((wish, after != wanted))
+            if after != wanted:
+                moved.add(id(wish))
             wanted = after
-        return wanted, changed
+        return wanted
 
     async def _read(self) -> tuple[Json | None, str]:
         found = await self._admin.get("/config/")
@@ -154,9 +160,11 @@ class CaddyProxy:
     async def _write(self, config: Json | None, wanted: Json, tag: str) -> bool:
         """Only `apps` is sent: logging, storage and the admin endpoint are none of ours. A Caddy that runs nothing has no
         place for it, and gets the whole."""
-        if config is None:
-            return await self._admin.post("/config/", wanted, etag=tag)
-        return await self._admin.post("/config/apps", wanted["apps"], etag=tag)
+        path, value = ("/config/", wanted) if config is None else ("/config/apps", wanted["apps"])
+        try:
+            return await self._admin.post(path, value, etag=tag)
+        except Dropped:
+            return False  # done or not, the next look will tell
 
 
 def _check(upsert: Sequence[Site], remove: Sequence[str]) -> None:

@@ -1,14 +1,17 @@
 """Caddy's admin API as two calls: read with a tag, write guarded by that tag.
 
-Two traps are closed here. Caddy before 2.8 sends the ETag as an HTTP trailer, which clients drop, so that a change would go
+Three traps are closed here. Caddy before 2.8 sends the ETag as an HTTP trailer, which clients drop, so that a change would go
 out unguarded; it is computed instead. And Caddy 2.6 on a unix socket answers only a request with an empty Host, unless its
-configuration names `origins`; the one that works is found out once and remembered.
+configuration names `origins`; the one that works is found out once and remembered. And each change replaces the admin
+server itself, which drops requests that came to the old one, whoever made the change: a read is repeated, a write is
+`Dropped`, and may have been done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +26,11 @@ READ_SECONDS = 10.0
 WRITE_SECONDS = 60.0  # at 1,000 sites with TLS a reload takes seconds
 _HOSTS = ("127.0.0.1", "")
 _WORDS = 300
+_PAUSES = (0.01, 0.04, 0.16)  # before a dropped read is repeated
+
+
+class Dropped(DriverUnavailable):
+    """The connection ended without an answer: what was asked for may have been done, so look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ def body_tag(path: str, body: bytes) -> str:
 class CaddyAdmin:
     """A client of one Caddy's admin endpoint, `unix:///path/to.sock` or `http://127.0.0.1:2019`."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, read_seconds: float = READ_SECONDS) -> None:
         if not address.startswith(("unix://", "http://")):
             raise ValueError("the admin address must start with unix:// or http://")
         self._address = address
@@ -52,10 +60,11 @@ class CaddyAdmin:
         self._base = "http://127.0.0.1" if self._socket else address.rstrip("/")
         self._host: str | None = _HOSTS[0] if self._socket else None
         self._session: ClientSession | None = None
+        self._read_seconds = read_seconds
 
     async def get(self, path: str) -> Read | None:
         """What stands at the path; None when Caddy knows no such object id."""
-        status, body, tag = await self._ask("GET", path, READ_SECONDS)
+        status, body, tag = await self._look(path)
         if status == 404:
             return None
         if status != 200:
@@ -68,7 +77,7 @@ class CaddyAdmin:
             ) from None
 
     async def post(self, path: str, value: Any, *, etag: str) -> bool:
-        """Put the value there if what the tag stands for is still so; False when it is not."""
+        """Put the value there if what the tag stands for is still so; False when it is not. Raises Dropped."""
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
         status, answer, _ = await self._ask("POST", path, WRITE_SECONDS, body=body, etag=etag)
         if status == 412:
@@ -83,6 +92,14 @@ class CaddyAdmin:
         if session is not None:
             await session.close()
 
+    async def _look(self, path: str) -> tuple[int, bytes, str | None]:
+        for pause in _PAUSES:
+            try:
+                return await self._ask("GET", path, self._read_seconds)
+            except Dropped:
+                await asyncio.sleep(random.uniform(pause / 2, pause))
+        return await self._ask("GET", path, self._read_seconds)
+
     async def _ask(
         self, method: str, path: str, seconds: float, *, body: bytes | None = None, etag: str = ""
     ) -> tuple[int, bytes, str | None]:
@@ -90,18 +107,17 @@ class CaddyAdmin:
         if etag:
             headers["If-Match"] = etag
         async with self._errors(seconds):
-            answer = await self._once(method, path, headers, body)
-            if answer[0] == 403 and self._host == _HOSTS[0]:
-                again = await self._once(method, path, {**headers, "Host": _HOSTS[1]}, body)
-                if again[0] != 403:
-                    self._host, answer = _HOSTS[1], again
+            # The third try is for a configuration that changes between the first two.
+            for host in (self._host, _other(self._host), self._host):
+                answer = await self._once(method, path, {**headers, **({} if host is None else {"Host": host})}, body)
+                if answer[0] != 403 or host is None:
+                    self._host = host
+                    break
             return answer
 
     async def _once(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None
     ) -> tuple[int, bytes, str | None]:
-        if self._host is not None:
-            headers = {"Host": self._host, **headers}
         session = self._connected()
         async with session.request(
             method, self._base + path, headers=headers, data=body, allow_redirects=False
@@ -124,7 +140,7 @@ class CaddyAdmin:
 
     @asynccontextmanager
     async def _errors(self, seconds: float) -> AsyncIterator[None]:
-        from aiohttp import ClientError
+        from aiohttp import ClientConnectorError, ClientError
 
         try:
             async with asyncio.timeout(seconds):
@@ -135,10 +151,15 @@ class CaddyAdmin:
                 hint="Look at the proxy's log and load.",
             ) from None
         except (ClientError, OSError) as error:
-            raise DriverUnavailable(
+            kind = DriverUnavailable if isinstance(error, ClientConnectorError) else Dropped
+            raise kind(
                 f"caddy cannot be reached at {self._address}: {type(error).__name__}",
                 hint="Start the proxy, or correct the admin address; then repeat the call.",
             ) from error
+
+
+def _other(host: str | None) -> str | None:
+    return None if host is None else _HOSTS[1 - _HOSTS.index(host)]
 
 
 def _refused(status: int, body: bytes) -> CodebError:
