@@ -1,0 +1,130 @@
+"""Commits that wait for the same lock at the same time share it, and the sync of their folders.
+
+Each is checked and written on its own, in the order of arrival, and answered only after its folder was synced. A
+document is never written twice between two syncs, so that no generation can outlive the version it is a copy of.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from codeb_mcp.model.errors import CodebError, Conflict, InvalidRequest
+from codeb_mcp.registry.disk import refusals
+from codeb_mcp.registry.documents import Prepared, prepare
+from codeb_mcp.registry.folder import RegistryFolder
+from codeb_mcp.registry.store import Change
+from codeb_mcp.registry.versions import Entry
+
+Versions = dict[str, int]
+
+
+@dataclass(slots=True)
+class Request:
+    """One commit that waits. `check` runs under the lock and raises when the writer has lost its right to write."""
+
+    changes: Sequence[Change]
+    check: Callable[[], None]
+    answer: Future[Versions] = field(default_factory=Future)
+
+
+def commit_all(folder: RegistryFolder, requests: Sequence[Request]) -> None:
+    """Carry out each request and fill in its answer: the new versions, or the error that stopped it."""
+    waiting = [request for request in requests if request.answer.set_running_or_notify_cancel()]
+    ready = [(request, items) for request in waiting if (items := _prepared(request)) is not None]
+    if not ready:
+        return
+    try:
+        with folder.locked("write " + ready[0][1][0].key):
+            shared = _Shared(folder)
+            for request, items in ready:
+                shared.add(request, items)
+            shared.finish()
+    except BaseException as error:
+        for request in waiting:
+            if not request.answer.done():
+                request.answer.set_exception(error)
+        if not isinstance(error, CodebError):
+            raise
+
+
+def _prepared(request: Request) -> list[Prepared] | None:
+    try:
+        items = [prepare(change) for change in request.changes]
+        if len({item.key for item in items}) != len(items):
+            raise InvalidRequest("one commit changes the same document twice")
+    except CodebError as error:
+        request.answer.set_exception(error)
+        return None
+    if not items:
+        request.answer.set_result({})
+    return items or None
+
+
+class _Shared:
+    """What was written since the last sync."""
+
+    def __init__(self, folder: RegistryFolder) -> None:
+        self._folder = folder
+        self._versions = folder.versions
+        self._written: dict[str, tuple[Request, Prepared, Versions]] = {}
+
+    def add(self, request: Request, items: list[Prepared]) -> None:
+        """Check and write one commit."""
+        if len(items) > 1 or items[0].key in self._written:
+            self.finish()
+        try:
+            with refusals("write " + ", ".join(item.key for item in items[:3])):
+                request.check()
+                entries = {item.key: self._versions.current(item.key) for item in items}
+                for item in items:
+                    _compare(item, entries[item.key])
+                self._write(request, items, entries)
+        except CodebError as error:
+            request.answer.set_exception(error)
+
+    def finish(self) -> None:
+        """Sync the folders, then answer."""
+        written, self._written = self._written, {}
+        refused: dict[str, CodebError] = {}
+        for path in sorted({os.path.dirname(self._versions.path(key)) for key in written}):
+            try:
+                with refusals("make a change durable"):
+                    self._folder.disk.sync_folder(path)
+            except CodebError as error:
+                refused[path] = error
+        for key, (request, item, serials) in written.items():
+            if (refusal := refused.get(os.path.dirname(self._versions.path(key)))) is not None:
+                request.answer.set_exception(refusal)
+                continue
+            self._versions.written(key, serials[key], item)
+            request.answer.set_result(serials)
+
+    def _write(self, request: Request, items: list[Prepared], entries: dict[str, Entry]) -> None:
+        versions = self._versions
+        changed = [item for item in items if item.doc is not None or item.expected]
+        serials = {item.key: versions.next_serial(item.key, entries[item.key]) for item in changed}
+        answer = {item.key: serials[item.key] if item.doc is not None else 0 for item in items}
+        if len(items) == 1 and items[0].doc is not None:
+            item = items[0]
+            self._folder.disk.make_folder(os.path.dirname(versions.path(item.key)), durable=True)
+            versions.write(item.key, item.content(versions.lineage, serials[item.key]), entries[item.key])
+            self._written[item.key] = (request, item, answer)
+            return
+        if changed:
+            self._folder.intent.write(changed, serials)
+        request.answer.set_result(answer)
+
+
+def _compare(item: Prepared, entry: Entry) -> None:
+    found = entry.stored.version if entry.stored else 0
+    if found != item.expected:
+        raise Conflict(
+            f"{item.key} is at version {found}, not {item.expected}" if found else f"{item.key} does not exist",
+            hint="Read it again and repeat the change on what is there now.",
+            key=item.key,
+            expected=item.expected,
+            found=found,
+        )
