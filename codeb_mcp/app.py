@@ -10,7 +10,8 @@ from pathlib import Path
 
 from codeb_mcp.drivers.caddy import CaddyProxy
 from codeb_mcp.drivers.clock import SystemClock
-from codeb_mcp.drivers.docker import DockerContainers, DockerImages
+from codeb_mcp.drivers.docker import DockerContainers
+from codeb_mcp.drivers.docker_images import DockerImages
 from codeb_mcp.drivers.flags import FlagTraffic
 from codeb_mcp.drivers.kernel import KernelPorts
 from codeb_mcp.drivers.probe import HttpProber
@@ -62,9 +63,9 @@ def build_drivers(settings: Settings) -> Drivers:
             credentials=credentials_from(docker.credentials_file),
             min_free_bytes=docker.min_free_mb << 20,
         ),
-        proxy=CaddyProxy(proxy.admin, flags_folder=settings.traffic, listen=proxy.listen, tls=proxy.tls),
+        proxy=CaddyProxy(proxy.admin, flags_folder=str(settings.traffic), listen=proxy.listen, tls=proxy.tls),
         traffic=FlagTraffic(settings.traffic),
-        prober=HttpProber(host, int(port), tls=proxy.tls != "off", root_certificate=proxy.root_certificate),
+        prober=HttpProber(address=host, port=int(port), tls=proxy.tls, authority=proxy.root_certificate),
         ports=KernelPorts(),
         clock=SystemClock(),
     )
@@ -102,5 +103,10 @@ async def opened(settings: Settings, drivers: Drivers | None = None) -> AsyncIte
     finally:
         await services.runs.close()
         await services.trail.close()
-        for driver in (services.drivers.containers, services.drivers.proxy, services.drivers.prober):
+        for driver in (
+            services.drivers.containers,
+            services.drivers.images,
+            services.drivers.proxy,
+            services.drivers.prober,
+        ):
             await driver.close()

@@ -168,7 +168,7 @@ class Deploy:
 
 def _pull(d: Deploy) -> Action:
     return Action(
-        "pull_image", "pull_image", {"image": d.plan.image, "policy": d.plan.pull_policy},
+        "pull_image", "pull_image", {"image": d.plan.image, "policy": d.plan.pull_policy, "project": d.plan.project},
         deadline_seconds=900, says=f"pull {d.plan.image}",
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from codeb_mcp.model.names import Environment, IdempotencyKey, ProjectName
 from codeb_mcp.operations.catalog import Request, Result
 from codeb_mcp.operations.context import Context
 from codeb_mcp.operations.runs import RunView
-from codeb_mcp.registry.journal import RunHeader
+from codeb_mcp.registry.entries import RunHeader
 
 
 class EnvironmentRequest(Request):
@@ -82,16 +82,7 @@ def new_run_id(now: datetime) -> str:
 
 def steps_of(view: RunView) -> list[StepAnswer]:
     """The steps as callers know them."""
-    return [
-        StepAnswer(
-            name=step["name"],
-            status=step["status"],
-            duration=step.get("duration"),
-            output=step.get("says") or None,
-            error=step.get("error") or None,
-        )
-        for step in view.steps
-    ]
+    return [StepAnswer.model_validate(step) for step in view.steps]
 
 
 def common(view: RunView, message: str, warnings: list[str] | None = None) -> dict[str, Any]:

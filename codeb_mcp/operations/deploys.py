@@ -21,7 +21,7 @@ from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.environments import ensure_environment
 from codeb_mcp.operations.runs import STILL_STANDS, Planned, RunView, planner
 from codeb_mcp.operations.state import load_project, load_slots, site_of, url_of
-from codeb_mcp.registry.journal import RunHeader
+from codeb_mcp.registry.entries import RunHeader
 
 DEPLOY_SECONDS = 1500.0
 SWITCH_SECONDS = 120.0

@@ -13,10 +13,11 @@ from pydantic_core import to_json
 
 from codeb_mcp.model.access import Principal, Reach, in_scope
 from codeb_mcp.model.errors import Bug, CodebError, Forbidden, InvalidRequest, NotFound, RateLimited
-from codeb_mcp.model.redaction import redact
+from codeb_mcp.model.redaction import redact, redact_text
 from codeb_mcp.operations.catalog import ANSWER_LIMIT, CATALOG, Effect, Operation, Page, Request, Result
 from codeb_mcp.operations.context import Context, Progress, Services, unheard
 from codeb_mcp.operations.ownership import require_project, require_team
+from codeb_mcp.registry.audit import AuditRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ async def invoke(services: Services, call: Call) -> Answer:
     started = time.perf_counter()
     call = call if call.correlation_id else replace(call, correlation_id=uuid.uuid4().hex)
     operation = CATALOG.find(call.tool)
-    outcome, body, error = "ok", {}, None
+    outcome, error = "ok", None
+    body: dict[str, Any] = {}
     try:
         await limit(services, call.caller)
         result = await _run(services, operation, call)
@@ -181,19 +183,27 @@ async def _audit(
     took: float,
 ) -> None:
     """Changes are durable before they are answered; reads are written in the background."""
-    record = {
-        "at": services.drivers.clock.now().isoformat(),
-        **call.caller.as_dict(),
-        "tool": operation.name,
-        "project": call.arguments.get("projectName"),
-        "environment": call.arguments.get("environment"),
-        "arguments": redact(dict(call.arguments)),
-        "outcome": outcome,
-        "correlationId": call.correlation_id,
-        "operationId": facts.get("operationId"),
-        "durationMs": round(took, 1),
-    }
+    caller = call.caller
+    record = AuditRecord(
+        at=services.drivers.clock.now(),
+        actor=caller.name,
+        key_id=caller.key_id,
+        team=caller.team,
+        role=caller.role.value,
+        tool=operation.name,
+        outcome=outcome,
+        project=_text(call.arguments.get("projectName")),
+        environment=_text(call.arguments.get("environment")),
+        arguments=redact(dict(call.arguments)),
+        correlation_id=call.correlation_id,
+        operation_id=facts.get("operationId"),
+        duration_ms=round(took, 1),
+    )
     await services.trail.write(record, durable=operation.effect is not Effect.READ)
+
+
+def _text(value: object) -> str | None:
+    return redact_text(value)[:200] if isinstance(value, str) else None
 
 
 def _milliseconds(started: float) -> float:

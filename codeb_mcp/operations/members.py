@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
 
-from codeb_mcp.model.access import Reach, Role
+from codeb_mcp.model.access import KeyRecord, Reach, Role
 from codeb_mcp.model.errors import Conflict, NotFound
 from codeb_mcp.model.names import DisplayName, Identifier
 from codeb_mcp.operations.access import (
@@ -97,6 +98,10 @@ async def member_invite(ctx: Context, request: MemberInviteRequest) -> MemberRes
     raise Conflict("the registry kept changing", hint="Try again.")
 
 
+def _is(key_id: str) -> Callable[[KeyRecord], bool]:
+    return lambda record: record.id == key_id
+
+
 @operation(effect=Effect.DESTROY, role=Role.ADMIN, reach=Reach.TEAM)
 async def member_remove(ctx: Context, request: MemberRequest) -> MemberResult:
     """Remove a member from your team; their key stops working at once."""
@@ -111,7 +116,7 @@ async def member_remove(ctx: Context, request: MemberRequest) -> MemberResult:
         left = {name: value for name, value in team["members"].items() if name != request.member_id}
         doc = {**teams.doc, "teams": {**teams.doc["teams"], team_id: {**team, "members": left}}}
         key_id = entry["keyId"]
-        ring = revoked_keys(keys.doc, now, lambda record, gone=key_id: record.id == gone)
+        ring = revoked_keys(keys.doc, now, _is(key_id))
         if entry["role"] == Role.OWNER:
             require_owner_left(ring, team_id, now)
         try:

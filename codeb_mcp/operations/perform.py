@@ -16,6 +16,7 @@ from codeb_mcp.model.routes import Site
 from codeb_mcp.model.slot import Slots, SlotState
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.envfile import read_env
+from codeb_mcp.operations.garbage import remember_image
 from codeb_mcp.operations.health_gate import require_image, wait_healthy
 from codeb_mcp.operations.state import change_slots, find_slots, load_slots, site_of, url_of
 from codeb_mcp.registry.store import Fence
@@ -80,11 +81,14 @@ class Performer:
 @step("pull_image")
 async def pull_image(run: Performer, action: Action) -> Mapping[str, Any]:
     """Have the image on the engine and know its digest."""
+    before = await run.drivers.images.find(action.detail["image"])
     image = await run.drivers.images.pull(
         action.detail["image"],
         policy=action.detail["policy"],
         progress=lambda fraction, text: run.report(action, fraction, text),
     )
+    if before is None and action.detail["policy"] != "never":
+        await remember_image(run.services, action.detail["project"], image)
     return {"imageId": image.image_id, "digest": image.digest, "reference": image.reference, "bytes": image.size_bytes}
 
 
@@ -117,13 +121,14 @@ async def remove_container(run: Performer, action: Action) -> Mapping[str, Any]:
 @step("start_container")
 async def start_container(run: Performer, action: Action) -> Mapping[str, Any]:
     """Have exactly this container running, hardened, on its loopback port."""
-    detail = action.detail
-    environment, env_hash = read_env(run.services.settings, detail["project"], detail["environment"])
-    container = await run.drivers.containers.ensure(_spec(detail, environment, run))
+    spec, env_hash = container_spec(run, action.detail)
+    container = await run.drivers.containers.ensure(spec)
     return {"containerId": container.container_id, "envHash": env_hash}
 
 
-def _spec(detail: Mapping[str, Any], environment: Mapping[str, str], run: Performer) -> ContainerSpec:
+def container_spec(run: Performer, detail: Mapping[str, Any]) -> tuple[ContainerSpec, str | None]:
+    """The container that a step's details describe, with its env file, and that file's hash."""
+    environment, env_hash = read_env(run.services.settings, detail["project"], detail["environment"])
     limits = Limits.model_validate(detail["limits"])
     labels = {
         "codeb.project": detail["project"], "codeb.environment": detail["environment"], "codeb.slot": detail["slot"],
@@ -131,7 +136,7 @@ def _spec(detail: Mapping[str, Any], environment: Mapping[str, str], run: Perfor
         "codeb.digest": detail["digest"] or "", "codeb.fence": str(run.fence.token),
         "codeb.deployed_at": run.drivers.clock.now().isoformat(),
     }  # fmt: skip
-    return ContainerSpec(
+    spec = ContainerSpec(
         name=detail["name"],
         image_id=detail["imageId"],
         image_reference=detail["reference"],
@@ -147,6 +152,7 @@ def _spec(detail: Mapping[str, Any], environment: Mapping[str, str], run: Perfor
         capabilities=limits.capabilities,
         stop_timeout_seconds=limits.stop_timeout_seconds,
     )
+    return spec, env_hash
 
 
 @step("check_health")

@@ -24,7 +24,7 @@ from codeb_mcp.operations.perform import Performer, step
 from codeb_mcp.operations.routing import publish_routes, require_free_hosts
 from codeb_mcp.operations.runs import Planned, planner
 from codeb_mcp.operations.state import find_slots, load_project, load_ssot, parse_project, site_of, url_of
-from codeb_mcp.registry.journal import RunHeader
+from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.store import Change, Document, update
 
 DELETE_SECONDS = 900.0

@@ -20,7 +20,8 @@ from codeb_mcp.model.names import environment_key
 from codeb_mcp.operations.context import Event, Progress, Services, unheard
 from codeb_mcp.operations.perform import Performer
 from codeb_mcp.operations.runner import Stop, drive
-from codeb_mcp.registry.journal import Journal, RunHeader
+from codeb_mcp.registry.entries import RunHeader
+from codeb_mcp.registry.journal import Journal
 from codeb_mcp.registry.store import Change, Lease
 
 HEARTBEAT_SECONDS = 5.0
@@ -86,7 +87,8 @@ class RunView:
     @property
     def result(self) -> Mapping[str, Any]:
         """The machine's facts; empty while it runs."""
-        return (self.finished or {}).get("result", {})
+        found: Mapping[str, Any] = (self.finished or {}).get("result", {})
+        return found
 
     def error(self) -> CodebError | None:
         """The failure as an error, with the operation's id and its steps."""
@@ -331,8 +333,9 @@ class Runs:
         if finished is not None:
             status = "succeeded" if finished.get("ok") else "failed"
         planned = journal.planned() or {}
-        looked = [{**step, "status": "completed"} for step in planned.get("looked", [])]
-        return RunView(journal.header, status, [*looked, *journal.steps()], finished, joined)
+        looked = [{**step, "status": "success"} for step in planned.get("looked", [])]
+        steps = [*looked, *(shown_step(step) for step in journal.steps())]
+        return RunView(journal.header, status, steps, finished, joined)
 
     async def look(self, run_id: str) -> RunView:
         """The run; one that nobody drives any more shows as interrupted."""
@@ -423,6 +426,16 @@ class Runs:
         """Wait until every run of this process has ended."""
         while tasks := [live.task for live in self._live.values()]:
             await asyncio.wait(tasks)
+
+
+def shown_step(step: Mapping[str, Any]) -> dict[str, Any]:
+    """A journalled step as callers know it: name, status, duration in ms, output or error."""
+    shown = {"name": step["name"], "status": step["status"]}
+    if step.get("duration_ms") is not None:
+        shown["duration"] = round(step["duration_ms"], 1)
+    if step.get("error"):
+        return {**shown, "error": step["error"]["message"]}
+    return {**shown, "output": step["says"]} if step.get("says") else shown
 
 
 def _dedupe_key(dedupe: str) -> str:

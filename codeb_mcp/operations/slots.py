@@ -25,7 +25,7 @@ from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.ownership import team_projects
 from codeb_mcp.operations.runs import Planned, planner
 from codeb_mcp.operations.state import find_slots, load_project, load_slots
-from codeb_mcp.registry.journal import RunHeader
+from codeb_mcp.registry.entries import RunHeader
 
 
 class SlotStatusResult(Result):

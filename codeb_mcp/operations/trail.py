@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
 
-from codeb_mcp.registry.audit import AuditTrail
+from codeb_mcp.registry.audit import AuditRecord, AuditTrail
 
 GATHER_SECONDS = 1.0
 GATHER_RECORDS = 200
@@ -17,11 +15,11 @@ class Trail:
 
     def __init__(self, audit: AuditTrail) -> None:
         self.audit = audit
-        self._gathered: list[Mapping[str, Any]] = []
+        self._gathered: list[AuditRecord] = []
         self._timer: asyncio.Task[None] | None = None
         self._order = asyncio.Lock()
 
-    async def write(self, record: Mapping[str, Any], *, durable: bool) -> None:
+    async def write(self, record: AuditRecord, *, durable: bool) -> None:
         """Add one record; with `durable` it is on the disk when this returns."""
         self._gathered.append(record)
         if durable or len(self._gathered) >= GATHER_RECORDS:

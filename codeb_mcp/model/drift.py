@@ -1,0 +1,177 @@
+"""Drift: where the registry and the observed world differ, and the one repair we would propose for each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from codeb_mcp.model.names import Slot, container_name
+from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
+
+
+class Repair(StrEnum):
+    """What can be done by itself. `none`: a person has to look."""
+
+    START = "start_container"
+    RECREATE = "recreate_container"
+    REMOVE = "remove_container"
+    EMPTY = "empty_slot"
+    SWITCH = "switch_traffic"
+    ROUTE = "apply_route"
+    UNROUTE = "remove_route"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class SeenContainer:
+    """A container of ours as the engine has it."""
+
+    name: str
+    project: str
+    environment: str
+    slot: str
+    team: str
+    version: str
+    image_id: str
+    running: bool
+    state: str
+    host_ports: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What was observed. `routes`: per environment key whether the proxy has exactly our site; None when the proxy could
+    not be asked. `images`: image ids that are on the engine."""
+
+    containers: Mapping[str, SeenContainer]
+    images: frozenset[str]
+    live: Mapping[str, Slot | None]
+    routes: Mapping[str, bool] | None
+    foreign_ports: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One difference. `id` is the same at every check as long as the difference stands."""
+
+    kind: str
+    key: str
+    message: str
+    repair: Repair
+    proposal: str
+    slot: str | None = None
+    subject: str = ""
+
+    @property
+    def id(self) -> str:
+        """Short and stable: made of what differs, not of when it was seen."""
+        text = "|".join((self.kind, self.key, self.slot or "", self.subject))
+        return "drift_" + hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def drift_of(environments: Sequence[Slots], world: World, busy: Iterable[str] = ()) -> list[Drift]:
+    """Every difference, sorted by environment. `busy`: environments in which a run is under way; their containers are
+    being changed and are left out."""
+    leave = frozenset(busy)
+    found: list[Drift] = []
+    known: set[str] = set()
+    for slots in environments:
+        for record in (slots.blue, slots.green):
+            known.add(_name(slots, record))
+        if slots.key in leave:
+            continue
+        for record in (slots.blue, slots.green):
+            found += _slot_drift(slots, record, world)
+        found += _traffic_drift(slots, world)
+    keys = {slots.key for slots in environments}
+    found += [_stray(seen) for seen in world.containers.values() if seen.name not in known and _key(seen) not in leave]
+    found += [
+        Drift(
+            "route_unknown",
+            key,
+            f"the proxy serves {key}, which is not in the registry",
+            Repair.UNROUTE,
+            "remove the route",
+        )
+        for key in (world.routes or {})
+        if key not in keys
+    ]
+    return sorted(found, key=lambda drift: (drift.key, drift.kind, drift.slot or ""))
+
+
+def _key(seen: SeenContainer) -> str:
+    return f"{seen.project}-{seen.environment}"
+
+
+def _name(slots: Slots, record: SlotRecord) -> str:
+    return record.container_name or container_name(slots.project_name, slots.environment, record.name)
+
+
+def _slot_drift(slots: Slots, record: SlotRecord, world: World) -> list[Drift]:
+    name = _name(slots, record)
+    seen = world.containers.get(name)
+    slot = record.name.value
+    if record.state is SlotState.EMPTY:
+        if seen is not None:
+            said = f"slot {slot} is empty in the registry, but container {name} exists"
+            return [Drift("container_unknown", slots.key, said, Repair.REMOVE, f"remove {name}", slot, name)]
+        return _taken_port(slots, record, world)
+    if seen is None:
+        return [_missing(slots, record, name, world)]
+    if record.image_id is not None and seen.image_id != record.image_id:
+        said = f"container {name} runs image {seen.image_id[:19]}, the registry says {record.image_id[:19]}"
+        return [Drift("container_wrong_image", slots.key, said, *_again(record, world, name), slot=slot, subject=name)]
+    if not seen.running:
+        said = f"container {name} of slot {slot} ({record.state}) is {seen.state}"
+        return [Drift("container_stopped", slots.key, said, Repair.START, f"start {name}", slot, name)]
+    if seen.host_ports and record.port not in seen.host_ports:
+        said = f"container {name} is on port {seen.host_ports[0]}, the registry says {record.port}"
+        return [Drift("container_wrong_port", slots.key, said, *_again(record, world, name), slot=slot, subject=name)]
+    return []
+
+
+def _again(record: SlotRecord, world: World, name: str) -> tuple[Repair, str]:
+    if record.image_id in world.images:
+        return Repair.RECREATE, f"create {name} again from image {record.digest or record.image_id}"
+    return Repair.NONE, "deploy the version again: its image is no longer on the engine"
+
+
+def _missing(slots: Slots, record: SlotRecord, name: str, world: World) -> Drift:
+    slot = record.name.value
+    said = f"slot {slot} is {record.state} with {record.version}, but container {name} is gone"
+    if record.image_id in world.images:
+        repair, proposal = _again(record, world, name)
+    elif record.state is SlotState.ACTIVE:
+        repair, proposal = Repair.NONE, f"deploy {record.version} again and promote it: its image is gone as well"
+    else:
+        repair, proposal = Repair.EMPTY, f"mark slot {slot} empty: neither container nor image is there any more"
+    return Drift("container_missing", slots.key, said, repair, proposal, slot, name)
+
+
+def _taken_port(slots: Slots, record: SlotRecord, world: World) -> list[Drift]:
+    if record.port not in world.foreign_ports:
+        return []
+    said = f"port {record.port} of the empty slot {record.name} is used by something else"
+    proposal = "stop what listens there; a deploy to this slot would fail"
+    return [Drift("port_taken", slots.key, said, Repair.NONE, proposal, record.name.value, str(record.port))]
+
+
+def _traffic_drift(slots: Slots, world: World) -> list[Drift]:
+    found = []
+    live = world.live.get(slots.key)
+    if live is not slots.active_slot and (slots.key in world.live or slots.active_slot is not None):
+        said = f"traffic goes to {live or 'nothing'}, the registry says {slots.active_slot or 'nothing'}"
+        proposal = f"send traffic to {slots.active_slot or 'nothing'}"
+        found.append(Drift("traffic_differs", slots.key, said, Repair.SWITCH, proposal, slots.active_slot))
+    if world.routes is not None and not world.routes.get(slots.key, False):
+        what = "has another route for" if slots.key in world.routes else "has no route for"
+        proposal = "write the route into the proxy"
+        found.append(Drift("route_missing", slots.key, f"the proxy {what} {slots.key}", Repair.ROUTE, proposal))
+    return found
+
+
+def _stray(seen: SeenContainer) -> Drift:
+    said = f"container {seen.name} carries our labels, but the registry does not know it"
+    return Drift("container_unknown", _key(seen), said, Repair.REMOVE, f"remove {seen.name}", seen.slot, seen.name)

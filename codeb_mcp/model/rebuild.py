@@ -1,0 +1,98 @@
+"""Slots from what is really there: labels of containers and the traffic flag. Used when a document is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from codeb_mcp.model.names import Environment, Slot
+from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
+
+GRACE = timedelta(hours=48)
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """A container of ours as its labels tell. `deployed_at` None: the label is missing or unreadable."""
+
+    name: str
+    project: str
+    environment: Environment
+    slot: Slot
+    team: str
+    version: str
+    image: str
+    image_id: str
+    digest: str
+    run_id: str
+    port: int
+    deployed_at: datetime | None
+
+
+def slots_from_remains(remains: Sequence[Remains], live: Slot | None, former: Slots | None, now: datetime) -> Slots:
+    """The slots of one environment. A record of `former` is kept where the same release still stands; a container without
+    traffic that is older than the live one counts as the way back, a newer one as waiting.
+
+    Raises ValueError when there are neither containers nor a former document to tell the ports.
+    """
+    by_slot = {one.slot: one for one in remains}
+    if former is None and not remains:
+        raise ValueError("nothing is left of this environment")
+    first = remains[0] if remains else None
+    ports = _ports(by_slot, former)
+    active = live if live in by_slot else None
+    records = {
+        slot: _record(slot, ports[slot], by_slot, active, former.record(slot) if former else None, now) for slot in Slot
+    }
+    return Slots(
+        project_name=first.project if first else former.project_name if former else "",
+        team_id=first.team if first and first.team else former.team_id if former else "default",
+        environment=first.environment if first else former.environment if former else Environment.STAGING,
+        active_slot=active,
+        blue=records[Slot.BLUE],
+        green=records[Slot.GREEN],
+        last_updated=now,
+    )
+
+
+def _ports(by_slot: Mapping[Slot, Remains], former: Slots | None) -> dict[Slot, int]:
+    """Blue has the even port of the pair, green the odd one above it."""
+    if former is not None:
+        return {slot: former.record(slot).port for slot in Slot}
+    one = next(iter(by_slot.values()))
+    blue = one.port if one.slot is Slot.BLUE else one.port - 1
+    return {Slot.BLUE: blue, Slot.GREEN: blue + 1}
+
+
+def _record(
+    slot: Slot,
+    port: int,
+    by_slot: Mapping[Slot, Remains],
+    active: Slot | None,
+    former: SlotRecord | None,
+    now: datetime,
+) -> SlotRecord:
+    one = by_slot.get(slot)
+    if one is None:
+        return former.emptied() if former else SlotRecord(name=slot, port=port)
+    same = former is not None and former.run_id == one.run_id and former.state is not SlotState.EMPTY
+    if former is not None and same and (former.state is SlotState.ACTIVE) == (slot is active):
+        return former
+    state = _state(slot, one, by_slot.get(active) if active else None, slot is active)
+    found: dict[str, Any] = {
+        "name": slot, "port": port, "state": state, "version": one.version, "image": one.image, "digest": one.digest,
+        "image_id": one.image_id, "container_name": one.name, "run_id": one.run_id, "deployed_at": one.deployed_at,
+        "health_status": "unknown", "grace_expires_at": now + GRACE if state is SlotState.GRACE else None,
+        "health_path": former.health_path if same and former else None,
+    }  # fmt: skip
+    return SlotRecord(**found)
+
+
+def _state(slot: Slot, one: Remains, live: Remains | None, is_live: bool) -> SlotState:  # noqa: FBT001 - a decision table
+    if is_live:
+        return SlotState.ACTIVE
+    if live is None or one.deployed_at is None or live.deployed_at is None:
+        return SlotState.DEPLOYED
+    return SlotState.GRACE if one.deployed_at < live.deployed_at else SlotState.DEPLOYED

@@ -1,0 +1,62 @@
+"""Old images. Only ones that a run of ours brought here are ever touched; what a slot holds, and the way back, stays."""
+
+from __future__ import annotations
+
+from codeb_mcp.drivers.protocols import Image
+from codeb_mcp.model.slot import SlotState
+from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.observe import environments
+from codeb_mcp.operations.state import load_ssot, parse_project
+from codeb_mcp.registry.store import Document, update
+
+FOLDER = "images/"
+
+
+async def remember_image(services: Services, project: str, image: Image) -> None:
+    """Note that a run of this project brought the image here; newest last."""
+    now = services.drivers.clock.now().isoformat()
+
+    def add(doc: Document | None) -> Document:
+        entry = {"imageId": image.image_id, "reference": image.reference, "pulledAt": now}
+        kept = [one for one in (doc or {}).get("images", []) if one["imageId"] != image.image_id]
+        return {**(doc or {}), "images": [*kept, entry]}
+
+    await update(services.store, FOLDER + project, add)
+
+
+async def collect_images(services: Services) -> list[str]:
+    """Remove images that our runs brought here, that no slot holds and that are not among the project's newest `keep`.
+
+    An image that any container still uses is refused by the engine and stays. Answers the references removed.
+    """
+    pinned = {
+        record.image_id
+        for slots in await environments(services)
+        for record in (slots.blue, slots.green)
+        if record.state is not SlotState.EMPTY
+    }
+    projects = (await load_ssot(services.store)).get("projects", {})
+    removed: list[str] = []
+    for key in await services.store.keys(FOLDER):
+        project = key.removeprefix(FOLDER)
+        keep = parse_project(project, projects[project]).settings.keep if project in projects else 0
+        stored = await services.store.get(key)
+        entries = stored.doc.get("images", []) if stored else []
+        old = entries[: max(0, len(entries) - keep)]
+        gone = []
+        for entry in old:
+            if entry["imageId"] not in pinned and await services.drivers.images.remove(entry["imageId"]):
+                gone.append(entry["imageId"])
+                removed.append(entry["reference"])
+        if gone:
+            await _strike(services, key, frozenset(gone))
+    return removed
+
+
+async def _strike(services: Services, key: str, gone: frozenset[str]) -> None:
+    def without(doc: Document | None) -> Document | None:
+        if doc is None:
+            return None
+        return {**doc, "images": [entry for entry in doc.get("images", []) if entry["imageId"] not in gone]}
+
+    await update(services.store, key, without)

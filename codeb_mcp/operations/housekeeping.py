@@ -1,0 +1,161 @@
+"""What has to happen by itself: expire grace slots, take up open runs, refresh health, restore routes, collect garbage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from codeb_mcp.model.errors import CodebError, LockHeld
+from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
+from codeb_mcp.operations.answers import new_run_id
+from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.garbage import collect_images
+from codeb_mcp.operations.health import probe_slot
+from codeb_mcp.operations.observe import environments
+from codeb_mcp.operations.state import change_slots, load_project, site_of
+from codeb_mcp.registry.entries import RunHeader
+
+PROBES_AT_ONCE = 16
+KEEP_RUNS = 2000
+GARBAGE_EVERY = timedelta(minutes=10)
+
+
+@dataclass(slots=True)
+class Report:
+    """What one round did."""
+
+    expired: list[str] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)
+    routes: list[str] = field(default_factory=list)
+    health_changed: list[str] = field(default_factory=list)
+    images_removed: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class Housekeeper:
+    """Keeps one installation tidy. Every duty is on its own: one that fails does not keep the others from being done."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self._last_garbage: datetime | None = None
+
+    async def run(self) -> None:
+        """A round now and then every `housekeeping_seconds`, until cancelled."""
+        while True:
+            report = await self.once()
+            for problem in report.problems:
+                self.services.log.warning("housekeeping", problem=problem)
+            await asyncio.sleep(self.services.settings.housekeeping_seconds)
+
+    async def once(self) -> Report:
+        """One round; answers what it did."""
+        report = Report()
+        duties: tuple[Callable[[Report], Awaitable[None]], ...] = (
+            self._resume,
+            self._expire,
+            self._restore_routes,
+            self._refresh_health,
+            self._collect,
+        )
+        for duty in duties:
+            try:
+                await duty(report)
+            except CodebError as error:
+                report.problems.append(f"{duty.__name__.strip('_')}: {error.message}")
+        return report
+
+    async def _resume(self, report: Report) -> None:
+        report.resumed += await self.services.runs.resume_all()
+
+    async def _expire(self, report: Report) -> None:
+        now = self.services.drivers.clock.now()
+        for slots in await environments(self.services):
+            for record in (slots.blue, slots.green):
+                if record.grace_is_over(now):
+                    await self._retire(slots, record, now, report)
+
+    async def _retire(self, slots: Slots, record: SlotRecord, now: datetime, report: Report) -> None:
+        header = RunHeader(
+            run_id=new_run_id(now),
+            kind="slot_cleanup",
+            request={"projectName": slots.project_name, "environment": slots.environment.value},
+            caller={
+                "keyId": "housekeeper",
+                "name": "housekeeper",
+                "team": slots.team_id,
+                "role": "admin",
+                "via": "timer",
+            },
+            team=slots.team_id,
+            project=slots.project_name,
+            environment=slots.environment.value,
+            created_at=now,
+            correlation_id=new_run_id(now),
+            dedupe=None,
+            deadline_seconds=900,
+        )
+        try:
+            await self.services.runs.start(header)
+            await self.services.runs.wait(header.run_id)
+        except LockHeld:
+            return
+        except CodebError as error:
+            report.problems.append(f"{slots.key} {record.name} could not be retired: {error.message}")
+            return
+        report.expired.append(f"{slots.key}-{record.name}")
+
+    async def _restore_routes(self, report: Report) -> None:
+        """A proxy that came back without its configuration gets our sites again; nothing else is changed by itself."""
+        present = set(await self.services.drivers.proxy.sites())
+        missing = [slots for slots in await environments(self.services) if slots.key not in present]
+        if not missing:
+            return
+        sites = [await site_of(self.services.store, self.services.settings, slots) for slots in missing]
+        for slots in missing:
+            if self.services.drivers.traffic.live(slots.key) is None:
+                self.services.drivers.traffic.switch(slots.key, slots.active_slot, fence=0)
+        await self.services.drivers.proxy.apply(upsert=sites)
+        report.routes += [site.key for site in sites]
+
+    async def _refresh_health(self, report: Report) -> None:
+        bound = asyncio.Semaphore(PROBES_AT_ONCE)
+
+        async def refresh(slots: Slots, record: SlotRecord) -> None:
+            async with bound:
+                await self._refresh_slot(slots, record, report)
+
+        async with asyncio.TaskGroup() as group:
+            for slots in await environments(self.services):
+                for record in (slots.blue, slots.green):
+                    if record.state is not SlotState.EMPTY:
+                        group.create_task(refresh(slots, record))
+
+    async def _refresh_slot(self, slots: Slots, record: SlotRecord, report: Report) -> None:
+        """Written only when it changed: a registry that is written every round wears out disks and hides real changes."""
+        try:
+            project = await load_project(self.services.store, slots.project_name)
+            status, _ = await probe_slot(self.services, record, project.settings.health_check)
+            if status == record.health_status:
+                return
+            now = self.services.drivers.clock.now()
+
+            def change(present: Slots) -> Slots:
+                there = present.record(record.name)
+                same = there.run_id == record.run_id and there.state is record.state
+                return present.checked(record.name, now, status) if same else present
+
+            await change_slots(self.services.store, slots.key, change)
+        except CodebError as error:
+            report.problems.append(f"health of {slots.key}: {error.message}")
+            return
+        report.health_changed.append(f"{slots.key}-{record.name}: {status}")
+
+    async def _collect(self, report: Report) -> None:
+        now = self.services.drivers.clock.now()
+        if self._last_garbage is not None and now - self._last_garbage < GARBAGE_EVERY:
+            return
+        self._last_garbage = now
+        await self.services.registry.journals.prune(KEEP_RUNS)
+        report.images_removed += await collect_images(self.services)

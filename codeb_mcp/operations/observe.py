@@ -1,0 +1,107 @@
+"""Looking at the world once, for drift and for the housekeeper."""
+
+from __future__ import annotations
+
+import asyncio
+
+from codeb_mcp.drivers.protocols import Container
+from codeb_mcp.model.drift import Drift, SeenContainer, World, drift_of
+from codeb_mcp.model.errors import CodebError
+from codeb_mcp.model.names import Slot, split_environment_key
+from codeb_mcp.model.slot import Slots, SlotState
+from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.runs import lease_name
+from codeb_mcp.operations.state import parse_slots, site_of
+
+
+async def environments(services: Services) -> list[Slots]:
+    """Every environment of the registry; raises RegistryDamaged when one cannot be read."""
+    found = []
+    for key in await services.store.keys("slots/"):
+        stored = await services.store.get(key)
+        if stored is not None:
+            found.append(parse_slots(key, stored.doc))
+    return found
+
+
+async def observe(services: Services, slots: list[Slots]) -> World:
+    """The engine, the flags, the kernel's ports and the proxy, as they are now. Raises the engine's error; a proxy that
+    cannot be asked is left open, so that an outage is not taken for missing routes."""
+    every = await services.drivers.containers.list(managed=False)
+    ours = {one.name: _seen(one) for one in every if "codeb.project" in one.labels}
+    container_ports = {port for one in every if one.running for port in one.host_ports}
+    own_ports = {port for seen in ours.values() for port in seen.host_ports}
+    keys = [one.key for one in slots]
+    return World(
+        containers=ours,
+        images=await _images(services, slots, ours),
+        live=await asyncio.to_thread(_live, services, keys),
+        routes=await _routes(services, slots),
+        foreign_ports=frozenset((services.drivers.ports.listening() | container_ports) - own_ports),
+    )
+
+
+def _seen(one: Container) -> SeenContainer:
+    return SeenContainer(
+        name=one.name,
+        project=one.labels.get("codeb.project", ""),
+        environment=one.labels.get("codeb.environment", ""),
+        slot=one.labels.get("codeb.slot", ""),
+        team=one.labels.get("codeb.team", ""),
+        version=one.labels.get("codeb.version", ""),
+        image_id=one.image_id,
+        running=one.running,
+        state=one.state,
+        host_ports=one.host_ports,
+    )
+
+
+async def _images(services: Services, slots: list[Slots], ours: dict[str, SeenContainer]) -> frozenset[str]:
+    """Which images of slots without a right container are still here; the others need not be asked for."""
+    wanted = {
+        record.image_id
+        for one in slots
+        for record in (one.blue, one.green)
+        if record.state is not SlotState.EMPTY and record.image_id
+    }
+    present = {seen.image_id for seen in ours.values()}
+    here = wanted & present
+    for image_id in wanted - present:
+        if await services.drivers.images.find(image_id) is not None:
+            here.add(image_id)
+    return frozenset(here)
+
+
+def _live(services: Services, keys: list[str]) -> dict[str, Slot | None]:
+    known = set(services.drivers.traffic.keys())
+    return {key: services.drivers.traffic.live(key) for key in keys if key in known}
+
+
+async def _routes(services: Services, slots: list[Slots]) -> dict[str, bool] | None:
+    try:
+        present = await services.drivers.proxy.sites()
+        routes = dict.fromkeys(present, True)
+        for one in slots:
+            if one.key in routes:
+                routes[one.key] = await services.drivers.proxy.has(
+                    await site_of(services.store, services.settings, one)
+                )
+    except CodebError as error:
+        services.log.warning("the proxy cannot be asked for its routes", problem=error.message)
+        return None
+    return routes
+
+
+async def drift(services: Services) -> list[Drift]:
+    """Everything that differs now. Environments in which a run is under way are left alone."""
+    slots = await environments(services)
+    busy = []
+    for one in slots:
+        if await services.store.lease(lease_name(*_parts(one.key))) is not None:
+            busy.append(one.key)
+    return drift_of(slots, await observe(services, slots), busy)
+
+
+def _parts(key: str) -> tuple[str, str]:
+    project, environment = split_environment_key(key)
+    return project, environment.value
