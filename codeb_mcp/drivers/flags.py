@@ -44,8 +44,9 @@ class FlagTraffic:
     or the new one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
         self._folder = folder
+        self._lock_seconds = lock_seconds
 
     def live(self, key: str) -> Slot | None:
         """The slot that serves now; None when the environment is switched off or unknown."""
@@ -158,7 +159,7 @@ class FlagTraffic:
     def _locked(self) -> Iterator[None]:
         file = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _flock(file)
+            _flock(file, self._lock_seconds)
             yield
         finally:
             os.close(file)
@@ -167,16 +168,16 @@ class FlagTraffic:
         return self._folder / f"{key}.{state}"
 
 
-def _flock(file: int) -> None:
+def _flock(file: int, seconds: float) -> None:
     """Others hold the lock for less than a millisecond, unless they are stopped in the middle."""
-    end_at = time.monotonic() + LOCK_SECONDS
+    end_at = time.monotonic() + seconds
     while True:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > end_at:
                 raise LockHeld(
-                    f"another process has held the traffic flags for {LOCK_SECONDS:g} s",
+                    f"another process has held the traffic flags for {seconds:g} s",
                     hint="Look for a stopped codeb process, end it, then repeat the call.",
                 ) from None
             time.sleep(0.0005)

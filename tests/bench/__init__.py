@@ -1,0 +1,1 @@
+"""Benchmarks: commands, not tests. Each prints a table, and JSON with `--json`."""
