@@ -5,8 +5,7 @@ from __future__ import annotations
 from codeb_mcp.drivers.protocols import Image
 from codeb_mcp.model.slot import SlotState
 from codeb_mcp.operations.context import Services
-from codeb_mcp.operations.observe import environments
-from codeb_mcp.operations.state import load_ssot, parse_project
+from codeb_mcp.operations.state import environments, load_ssot, parse_project
 from codeb_mcp.registry.store import Document, update
 
 FOLDER = "images/"
@@ -31,7 +30,7 @@ async def collect_images(services: Services) -> list[str]:
     """
     pinned = {
         record.image_id
-        for slots in await environments(services)
+        for slots in await environments(services.store)
         for record in (slots.blue, slots.green)
         if record.state is not SlotState.EMPTY
     }

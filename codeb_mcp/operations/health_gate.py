@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from codeb_mcp.drivers.protocols import Answer, Container, Containers, Prober
@@ -29,32 +29,35 @@ async def wait_healthy(
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
-    pause, attempts, answer = FIRST_PAUSE_SECONDS, 0, Answer(None, problem="was not asked yet")
+    pause, attempts = FIRST_PAUSE_SECONDS, 0
     while True:
         attempts += 1
+        answers = []
         for path in health.paths:
             answer = await prober.port(port, path, timeout_seconds=health.timeout_seconds)
             if answer.status in health.expected_statuses:
                 return {"path": path, "status": answer.status, "attempts": attempts}
+            answers.append((path, answer))
+        path, answer = most_telling(answers)
         spent = loop.time() - started
         container = await containers.inspect(name) if attempts % 5 == 0 or answer.status is None else None
         if container is not None and container.restart_count > RESTARTS_ALLOWED:
-            raise await _unhealthy(containers, name, container, health, answer, spent)
+            raise await _unhealthy(containers, name, container, (path, answer), spent)
         if spent + pause > health.deadline_seconds:
-            raise await _unhealthy(containers, name, await containers.inspect(name), health, answer, spent)
+            raise await _unhealthy(containers, name, await containers.inspect(name), (path, answer), spent)
         report(min(spent / health.deadline_seconds, 0.99), f"attempt {attempts}: {_said(answer)}")
         await asyncio.sleep(pause)
         pause = min(pause * PAUSE_GROWTH, health.interval_seconds)
 
 
 async def _unhealthy(
-    containers: Containers, name: str, container: Container | None, health: HealthCheck, answer: Answer, spent: float
+    containers: Containers, name: str, container: Container | None, asked: tuple[str, Answer], spent: float
 ) -> ReleaseUnhealthy:
     lines = await last_lines(containers, name)
+    path, answer = asked
     state, hint = _diagnosis(container, answer, lines)
-    paths = " or ".join(health.paths)
     return ReleaseUnhealthy(
-        f"GET {paths} {_said(answer)} for {spent:.1f} s{state}",
+        f"GET {path} {_said(answer)} for {spent:.1f} s{state}",
         hint=hint,
         status=answer.status,
         bodyHead=clean_text(answer.body_head, limit=200),
@@ -62,6 +65,11 @@ async def _unhealthy(
         logs=lines,
         exitCode=container.exit_code if container else None,
     )
+
+
+def most_telling(answers: Sequence[tuple[str, Answer]]) -> tuple[str, Answer]:
+    """The answer that says most about what is wrong: of several paths, one that exists."""
+    return next((one for one in answers if one[1].status not in (None, 404)), answers[0])
 
 
 async def last_lines(containers: Containers, name: str) -> list[str]:

@@ -13,8 +13,7 @@ from codeb_mcp.operations.answers import new_run_id
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.garbage import collect_images
 from codeb_mcp.operations.health import probe_slot
-from codeb_mcp.operations.observe import environments
-from codeb_mcp.operations.state import change_slots, load_project, site_of
+from codeb_mcp.operations.state import change_slots, environments, load_project, site_of
 from codeb_mcp.registry.entries import RunHeader
 
 PROBES_AT_ONCE = 16
@@ -71,7 +70,7 @@ class Housekeeper:
 
     async def _expire(self, report: Report) -> None:
         now = self.services.drivers.clock.now()
-        for slots in await environments(self.services):
+        for slots in await environments(self.services.store):
             for record in (slots.blue, slots.green):
                 if record.grace_is_over(now):
                     await self._retire(slots, record, now, report)
@@ -109,7 +108,7 @@ class Housekeeper:
     async def _restore_routes(self, report: Report) -> None:
         """A proxy that came back without its configuration gets our sites again; nothing else is changed by itself."""
         present = set(await self.services.drivers.proxy.sites())
-        missing = [slots for slots in await environments(self.services) if slots.key not in present]
+        missing = [slots for slots in await environments(self.services.store) if slots.key not in present]
         if not missing:
             return
         sites = [await site_of(self.services.store, self.services.settings, slots) for slots in missing]
@@ -127,7 +126,7 @@ class Housekeeper:
                 await self._refresh_slot(slots, record, report)
 
         async with asyncio.TaskGroup() as group:
-            for slots in await environments(self.services):
+            for slots in await environments(self.services.store):
                 for record in (slots.blue, slots.green):
                     if record.state is not SlotState.EMPTY:
                         group.create_task(refresh(slots, record))

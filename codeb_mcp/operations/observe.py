@@ -7,21 +7,10 @@ import asyncio
 from codeb_mcp.drivers.protocols import Container
 from codeb_mcp.model.drift import Drift, SeenContainer, World, drift_of
 from codeb_mcp.model.errors import CodebError
-from codeb_mcp.model.names import Slot, split_environment_key
+from codeb_mcp.model.names import Slot, lease_name, split_environment_key
 from codeb_mcp.model.slot import Slots, SlotState
 from codeb_mcp.operations.context import Services
-from codeb_mcp.operations.runs import lease_name
-from codeb_mcp.operations.state import parse_slots, site_of
-
-
-async def environments(services: Services) -> list[Slots]:
-    """Every environment of the registry; raises RegistryDamaged when one cannot be read."""
-    found = []
-    for key in await services.store.keys("slots/"):
-        stored = await services.store.get(key)
-        if stored is not None:
-            found.append(parse_slots(key, stored.doc))
-    return found
+from codeb_mcp.operations.state import environments, site_of
 
 
 async def observe(services: Services, slots: list[Slots]) -> World:
@@ -94,7 +83,7 @@ async def _routes(services: Services, slots: list[Slots]) -> dict[str, bool] | N
 
 async def drift(services: Services) -> list[Drift]:
     """Everything that differs now. Environments in which a run is under way are left alone."""
-    slots = await environments(services)
+    slots = await environments(services.store)
     busy = []
     for one in slots:
         if await services.store.lease(lease_name(*_parts(one.key))) is not None:

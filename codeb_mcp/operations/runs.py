@@ -16,7 +16,7 @@ from typing import Any
 from codeb_mcp.model.errors import CodebError, Conflict, DriverUnavailable, LeaseLost, LockHeld, NotFound, from_code
 from codeb_mcp.model.machine import Action, Failed, Machine, walk
 from codeb_mcp.model.machines import machine_from_json, machine_to_json
-from codeb_mcp.model.names import environment_key
+from codeb_mcp.model.names import lease_name
 from codeb_mcp.operations.context import Event, Progress, Services, unheard
 from codeb_mcp.operations.perform import Performer
 from codeb_mcp.operations.runner import Stop, drive
@@ -52,11 +52,6 @@ def planner(kind: str) -> Callable[[Planner], Planner]:
         return plan
 
     return register
-
-
-def lease_name(project: str, environment: str | None) -> str:
-    """The lease that a run of this project or environment holds."""
-    return f"environment/{environment_key(project, environment)}" if environment else f"project/{project}"
 
 
 @dataclass(slots=True)

@@ -81,6 +81,16 @@ async def load_slots(store: StateStore, project: str, environment: Environment) 
     return slots
 
 
+async def environments(store: StateStore) -> list[Slots]:
+    """Every environment of the registry; raises RegistryDamaged when one cannot be read."""
+    found = []
+    for key in await store.keys("slots/"):
+        stored = await store.get(key)
+        if stored is not None:
+            found.append(parse_slots(key, stored.doc))
+    return found
+
+
 async def change_slots(
     store: StateStore, key: str, change: Callable[[Slots], Slots], fence: Fence | None = None
 ) -> Slots:
