@@ -1,0 +1,118 @@
+"""The wanted proxy configuration, and how it is merged into one that has other people's routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codeb_mcp.model.names import Slot
+from codeb_mcp.model.routes import (
+    Route,
+    Site,
+    flag_name,
+    merge_routes,
+    rival,
+    route_hosts,
+    site_key,
+    site_problems,
+    site_route,
+)
+
+SHOP = Site("shop-production", ("shop.test", "www.shop.test"), 4000, 4001, "b.preview.test", "g.preview.test")
+
+
+def _handlers(route: Route) -> list[dict[str, Any]]:
+    handled: list[dict[str, Any]] = route["handle"][0]["routes"]
+    return handled
+
+
+def test_the_route_looks_for_green_first_then_for_off_and_ends_at_blue() -> None:
+    route = site_route(SHOP, "/flags")
+    tried = [inner["match"][0].get("file", {}).get("try_files") for inner in _handlers(route) if "match" in inner]
+    assert tried == [None, None, ["/shop-production.green"], ["/shop-production.off"]]
+    dials = [inner["handle"][-1].get("upstreams", [{}])[0].get("dial") for inner in _handlers(route)]
+    assert dials == ["127.0.0.1:4000", "127.0.0.1:4001", "127.0.0.1:4001", None, "127.0.0.1:4000"]
+    assert "match" not in _handlers(route)[-1]
+    assert route["match"] == [{"host": ["shop.test", "www.shop.test", "b.preview.test", "g.preview.test"]}]
+
+
+def test_a_site_without_previews_has_no_preview_routes() -> None:
+    route = site_route(Site("a-staging", ("a.test",), 1, 2), "/flags")
+    assert len(_handlers(route)) == 3
+    assert list(route_hosts(route)) == ["a.test"]
+
+
+def test_flags_and_ids_are_named_after_the_key() -> None:
+    assert [flag_name("k", slot) for slot in (Slot.GREEN, None, Slot.BLUE)] == ["k.green", "k.off", None]
+    assert site_key(site_route(SHOP, "/f")) == "shop-production"
+    assert [site_key(route) for route in ({}, {"@id": 7}, {"@id": "theirs"})] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("site", "fields"),
+    [
+        (SHOP, []),
+        (Site("A", ("a.test",), 1, 2), ["key"]),
+        (Site("a", (), 1, 2), ["hosts"]),
+        (Site("a", ("a.test", "a.test"), 1, 2), ["hosts"]),
+        (Site("a", ("a",), 1, 2), ["hosts"]),
+        (Site("a", ("a.test",), 0, 65536), ["blue_port", "green_port"]),
+        (Site("a", ("a.test",), 5, 5), ["green_port"]),
+        (Site("a", ("a.test",), 1, 2, "UPPER.test"), ["hosts"]),
+    ],
+)
+def test_each_problem_of_a_site_names_its_field(site: Site, fields: list[str]) -> None:
+    assert [problem["field"] for problem in site_problems(site)] == fields
+
+
+def test_a_rival_is_another_route_with_the_same_name_and_not_a_wildcard() -> None:
+    ours = site_route(SHOP, "/f")
+    wild: Route = {"match": [{"host": ["*.test"]}]}
+    foreign: Route = {"match": [{"path": ["/x"]}, {"host": ["other.test", "SHOP.test"]}]}
+    assert rival([wild, ours, {}, {"match": None}], SHOP) is None
+    assert rival([wild, ours, foreign], SHOP) == ("shop.test", "route 2")
+    assert rival([{**foreign, "@id": "theirs"}], SHOP) == ("shop.test", "route theirs")
+    assert rival([site_route(Site("b-staging", ("www.shop.test",), 1, 2), "/f")], SHOP) == (
+        "www.shop.test",
+        "site b-staging",
+    )
+
+
+KEYS = st.sampled_from(["a", "b", "c", "d", "e"])
+
+
+def _ours(key: str, version: int) -> Route:
+    return {"@id": f"codeb-site-{key}", "version": version}
+
+
+ROUTES = st.lists(
+    st.one_of(
+        KEYS.map(lambda key: _ours(key, 0)),
+        st.builds(lambda number, name: {"n": number, **({"@id": f"x{name}"} if name else {})}, st.integers(), st.integers(0, 2)),
+    ),
+    max_size=12,
+    unique_by=lambda route: route.get("@id", id(route)),
+)  # fmt: skip
+
+
+@given(present=ROUTES, upsert=st.sets(KEYS), remove=st.sets(KEYS))
+def test_a_merge_has_what_is_wanted_and_leaves_foreign_routes_as_they_were(
+    present: list[Route], upsert: set[str], remove: set[str]
+) -> None:
+    remove -= upsert
+    merged = merge_routes(present, [_ours(key, 1) for key in sorted(upsert)], remove)
+    assert [route for route in merged if site_key(route) is None] == [r for r in present if site_key(r) is None]
+    had = {site_key(route) for route in present} - {None}
+    assert {site_key(route) for route in merged} - {None} == (had | upsert) - remove
+    assert all(route["version"] == int(str(site_key(route)) in upsert) for route in merged if site_key(route))
+    assert merge_routes(merged, [_ours(key, 1) for key in sorted(upsert)], remove) == merged
+    fresh = [route for route in merged if site_key(route) in upsert - had]
+    assert merged[: len(fresh)] == fresh
+
+
+def test_a_route_that_stands_twice_is_left_once() -> None:
+    merged = merge_routes([_ours("a", 0), {"n": 1}, _ours("a", 0)], [_ours("a", 1)], [])
+    assert merged == [_ours("a", 1), {"n": 1}]
