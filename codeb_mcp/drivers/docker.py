@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 CREATE_SECONDS = START_SECONDS = REMOVE_SECONDS = 60.0
 STOP_EXTRA_SECONDS = 20.0
 LOG_IDLE_SECONDS = 30.0
-ENSURE_TRIES = 6
+ENSURE_TRIES = 60
 POLL_SECONDS = 0.05
+MAX_POLL_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ T = TypeVar("T")
 class DockerContainers:
     """The `Containers` protocol on the engine at `host` (`unix:///path` or `tcp://address:port`).
 
-    Belongs to the event loop of its first call. Containers without any `codeb.` label are never stopped or removed.
+    Belongs to the event loop of its first call. Containers without a label of ours are never stopped or removed.
     """
 
     def __init__(self, host: str) -> None:
@@ -52,10 +53,15 @@ class DockerContainers:
     async def engine(self) -> Engine:
         """See `Containers.engine`; `free_bytes` is None when the engine's disk is not on this machine."""
         info = await self._api.info()
-        version = await self._api.call("asking its version", lambda docker: docker.version())
+
+        async def ask(docker: aiodocker.Docker) -> tuple[str, str]:
+            answer = await docker.version()
+            return str(answer["Version"]), str(answer["ApiVersion"])
+
+        version, api_version = await self._api.call("asking its version", ask)
         return Engine(
-            version=str(version.get("Version", "")),
-            api_version=str(version.get("ApiVersion", "")),
+            version=version,
+            api_version=api_version,
             data_root=str(info.get("DockerRootDir", "")),
             free_bytes=free_bytes(self._api.host, info),
         )
@@ -64,7 +70,9 @@ class DockerContainers:
         """See `Containers.ensure`. Raises DriverRefused with `reason`: fenced, foreign_container, port_in_use,
         bad_command, bad_user, bad_limits, wrong_platform, image_not_found, image_mismatch, contended."""
         fence = fence_of(spec.labels)
-        for _ in range(ENSURE_TRIES):
+        for attempt in range(ENSURE_TRIES):
+            # A name that is taken cannot be inspected before its container is made.
+            await asyncio.sleep(min(POLL_SECONDS * attempt, MAX_POLL_SECONDS))
             found = await self.inspect(spec.name)
             if found is not None:
                 _check_fence(found, fence)
@@ -109,7 +117,8 @@ class DockerContainers:
     async def logs(
         self, name: str, *, tail: int, since: datetime | None = None, follow: bool = False
     ) -> AsyncIterator[str]:
-        """See `Containers.logs`. Lines are cut at 64 KiB. Following ends with the container or with the caller."""
+        """See `Containers.logs`. Lines are cut at 64 KiB; for `tail` the engine counts a line
+        over 16 KiB as several. Following ends with the container or with the caller."""
         found = await self._read(name, lambda raw: (str(raw["Id"]), not raw["Config"].get("Tty")))
         if found is None:
             raise NotFound(f"there is no container {name}", hint="List the slots to see what there is.", container=name)

@@ -72,7 +72,11 @@ class EngineApi:
 
     async def info(self) -> dict[str, Any]:
         """The engine's own description of itself."""
-        return dict(await self.call("asking who it is", lambda docker: docker.system.info()))
+
+        async def ask(docker: aiodocker.Docker) -> dict[str, Any]:
+            return dict(await docker.system.info())
+
+        return await self.call("asking who it is", ask)
 
     async def close(self) -> None:
         """Close all connections; a later call opens new ones."""

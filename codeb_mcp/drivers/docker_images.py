@@ -100,7 +100,7 @@ class DockerImages:
         return True
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """See `Images.close`."""
         await self._api.close()
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────

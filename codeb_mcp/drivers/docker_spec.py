@@ -12,7 +12,8 @@ from codeb_mcp.model.names import image_parts
 LOOPBACK = "127.0.0.1"
 TMPFS_OPTIONS = "rw,noexec,nosuid,nodev,size=64m"
 LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
-FENCE_LABEL, RUN_LABEL, PROJECT_LABEL, OUR_PREFIX = "codeb.fence", "codeb.run", "codeb.project", "codeb."
+FENCE_LABEL, RUN_LABEL, PROJECT_LABEL = "codeb.fence", "codeb.run", "codeb.project"
+OURS = (FENCE_LABEL, RUN_LABEL, "codeb.slot")
 
 
 def create_body(spec: ContainerSpec, image: str) -> dict[str, Any]:
@@ -56,8 +57,9 @@ def fence_of(labels: Mapping[str, str]) -> int:
 
 
 def is_ours(labels: Mapping[str, str]) -> bool:
-    """Whether the container carries any label of ours; others are never stopped or removed."""
-    return any(name.startswith(OUR_PREFIX) for name in labels)
+    """Whether we made the container; others are never stopped or removed. Containers inherit their image's labels, so
+    only labels that make no sense on an image count."""
+    return any(name in labels for name in OURS)
 
 
 def is_wanted(container: Container, spec: ContainerSpec) -> bool:

@@ -75,6 +75,7 @@ class FakeEngine:
         self.away = False
         self.free_bytes: int | None = 100 * GIGABYTE
         self.faults = Faults()
+        self.lock = asyncio.Lock()
         self.containers: dict[str, FakeContainer] = {}
         self.images: dict[str, FakeImage] = {}
         self.names: dict[str, str] = {}

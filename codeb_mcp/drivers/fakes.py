@@ -38,27 +38,20 @@ class FakeContainers:
         """See `Containers.ensure`."""
         async with self._engine.faults.around("containers.ensure"):
             self._engine.check_there(f"creating container {spec.name}")
-            made = self._engine.containers.get(spec.name)
-            if made is not None:
-                _check_fence(made.seen, fence_of(spec.labels))
-                if not is_wanted(made.seen, spec):
-                    await self._take_away(made)
-                    made = None
-            made = made or self._create(spec)
-            if not made.seen.running and made.seen.state != "restarting":
-                await self._engine.start(made)
-            return made.seen
+            async with self._engine.lock:
+                return await self._ensure(spec)
 
     async def remove(self, name: str, *, fence: int, stop_timeout_seconds: int = 15) -> bool:
         """See `Containers.remove`."""
         async with self._engine.faults.around("containers.remove"):
             self._engine.check_there(f"removing container {name}")
-            made = self._engine.containers.get(name)
-            if made is None:
-                return False
-            _check_fence(made.seen, fence)
-            await self._take_away(made)
-            return True
+            async with self._engine.lock:
+                made = self._engine.containers.get(name)
+                if made is None:
+                    return False
+                _check_fence(made.seen, fence)
+                await self._take_away(made)
+                return True
 
     async def inspect(self, name: str) -> Container | None:
         """See `Containers.inspect`."""
@@ -96,6 +89,18 @@ class FakeContainers:
 
     async def close(self) -> None:
         """See `Containers.close`; the engine and its servers go on (`FakeEngine.close` ends them)."""
+
+    async def _ensure(self, spec: ContainerSpec) -> Container:
+        made = self._engine.containers.get(spec.name)
+        if made is not None:
+            _check_fence(made.seen, fence_of(spec.labels))
+            if not is_wanted(made.seen, spec):
+                await self._take_away(made)
+                made = None
+        made = made or self._create(spec)
+        if not made.seen.running and made.seen.state != "restarting":
+            await self._engine.start(made)
+        return made.seen
 
     def _create(self, spec: ContainerSpec) -> FakeContainer:
         image = self._engine.images.get(spec.image_id)

@@ -135,6 +135,10 @@ class Images(Protocol):
         """Remove by id; False when it is gone or still used by a container."""
         ...
 
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ObservedSite:

@@ -17,13 +17,11 @@ class SampleImages:
         self.engine = engine
         self.address = address
         self.repository = f"{address}/{name}/app"
-        self._made: list[str] = []
 
     async def local(self, version: str = "v1", *, labels: Mapping[str, str] | None = None, **env: str) -> str:
         """An image that is on the engine only; answers its reference."""
         reference = f"{self.repository}:{version}"
         await images.build(self.engine.host, reference, version, labels=labels, **env)
-        self._made.append(reference)
         return reference
 
     async def pushed(
@@ -43,20 +41,27 @@ class SampleImages:
     def at(self, address: str) -> SampleImages:
         """The same maker for another registry."""
         name = self.repository.removeprefix(f"{self.address}/").removesuffix("/app")
-        other = SampleImages(self.engine, address, name)
-        other._made = self._made
-        return other
+        return SampleImages(self.engine, address, name)
 
     def remove_all(self) -> None:
         """Take every image of this test's repository, and the containers made from them, off the engine."""
-        prefix = self.repository.partition("/")[2]
+        mine = f"/{self.repository.partition('/')[2]}"
+        found = [
+            entry for entry in self.engine.call("GET", "/images/json") if any(mine in name for name in _names(entry))
+        ]
+        identities = {entry["Id"] for entry in found}
         for entry in self.engine.call("GET", "/containers/json?all=1"):
-            if f"/{prefix}" in entry["Image"] or entry["Labels"].get("codeb.lab.test") == prefix:
-                with contextlib.suppress(LabError):
-                    self.engine.call("DELETE", f"/containers/{entry['Id']}?force=1&v=1")
-        for entry in self.engine.call("GET", "/images/json"):
-            names = [*(entry["RepoTags"] or []), *(entry["RepoDigests"] or [])]
-            for name in names:
-                if f"/{prefix}" in name:
-                    with contextlib.suppress(LabError):
-                        self.engine.call("DELETE", f"/images/{name}?force=1")
+            if entry["ImageID"] in identities:
+                self._delete(f"/containers/{entry['Id']}?force=1&v=1")
+        for entry in found:
+            for name in _names(entry):
+                if mine in name:
+                    self._delete(f"/images/{name}?force=1")
+
+    def _delete(self, path: str) -> None:
+        with contextlib.suppress(LabError):
+            self.engine.call("DELETE", path)
+
+
+def _names(entry: Mapping[str, list[str] | None]) -> list[str]:
+    return [*(entry["RepoTags"] or []), *(entry["RepoDigests"] or [])]
