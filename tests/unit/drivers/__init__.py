@@ -1,0 +1,1 @@
+"""Tests of drivers that need no real part."""
