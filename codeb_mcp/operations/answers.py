@@ -103,6 +103,8 @@ async def run_to_answer(ctx: Context, header: RunHeader, *, wait: bool) -> RunVi
     """Start or join the run; with `wait` answer its end and raise its failure."""
     view = await ctx.services.runs.start(header)
     if not wait:
+        if (failed := view.error()) is not None:
+            raise failed
         return view
     return await ctx.services.runs.wait(view.header.run_id, ctx.progress, joined=view.joined)
 

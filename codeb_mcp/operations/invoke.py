@@ -19,6 +19,8 @@ from codeb_mcp.operations.context import Context, Progress, Services, unheard
 from codeb_mcp.operations.ownership import require_project, require_team
 from codeb_mcp.registry.audit import AuditRecord
 
+ARGUMENTS_LIMIT = 8_000
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -33,11 +35,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A result, and how long it took in milliseconds."""
+    """A result, as an object, as JSON value and as compact JSON text, and how long it took in milliseconds."""
 
     operation: Operation
     result: Result
     body: dict[str, Any]
+    text: str
     duration_ms: float
 
 
@@ -51,8 +54,8 @@ async def invoke(services: Services, call: Call) -> Answer:
     try:
         await limit(services, call.caller)
         result = await _run(services, operation, call)
-        result, body = fitted(result)
-        return Answer(operation, result, body, _milliseconds(started))
+        result, body, text = fitted(result)
+        return Answer(operation, result, body, text, _milliseconds(started))
     except CodebError as refused:
         outcome, error = refused.code, refused
         raise
@@ -149,19 +152,20 @@ async def _require_own(services: Services, operation: Operation, caller: Princip
         require_team(caller, team)
 
 
-def fitted(result: Result) -> tuple[Result, dict[str, Any]]:
-    """The result and its wire form, cut to the answer limit: a page gives fewer rows and says where to go on."""
+def fitted(result: Result) -> tuple[Result, dict[str, Any], str]:
+    """The result, its wire form and that as JSON, cut to the answer limit: a page gives fewer rows and says where to go
+    on."""
     body = result.wire()
-    size = len(to_json(body))
-    if size <= ANSWER_LIMIT or not isinstance(result, Page):
-        return result, body
+    text = to_json(body).decode()
+    if len(text) <= ANSWER_LIMIT or not isinstance(result, Page):
+        return result, body, text
     rows = len(result.data)
-    while size > ANSWER_LIMIT and rows > 1:
-        rows = max(1, min(rows - 1, int(rows * ANSWER_LIMIT / size)))
+    while len(text) > ANSWER_LIMIT and rows > 1:
+        rows = max(1, min(rows - 1, int(rows * ANSWER_LIMIT / len(text))))
         result = result.model_copy(update={"data": result.data[:rows], "next_offset": result.offset + rows})
         body = result.wire()
-        size = len(to_json(body))
-    return result, body
+        text = to_json(body).decode()
+    return result, body, text
 
 
 def _bug(services: Services, call: Call, problem: Exception) -> Bug:
@@ -194,12 +198,22 @@ async def _audit(
         outcome=outcome,
         project=_text(call.arguments.get("projectName")),
         environment=_text(call.arguments.get("environment")),
-        arguments=redact(dict(call.arguments)),
+        arguments=_kept(redact(dict(call.arguments))),
         correlation_id=call.correlation_id,
         operation_id=facts.get("operationId"),
         duration_ms=round(took, 1),
     )
     await services.trail.write(record, durable=operation.effect is not Effect.READ)
+
+
+def _kept(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as the audit trail keeps them: nobody fills a disk with what was refused anyway."""
+    size = len(to_json(arguments))
+    return (
+        arguments
+        if size <= ARGUMENTS_LIMIT
+        else {"truncated": f"{size} bytes", "names": [name[:50] for name in sorted(arguments)[:20]]}
+    )
 
 
 def _text(value: object) -> str | None:
