@@ -40,7 +40,7 @@ async def wait_healthy(
             answers.append((path, answer))
         path, answer = most_telling(answers)
         spent = loop.time() - started
-        container = await containers.inspect(name) if attempts % 5 == 0 or answer.status is None else None
+        container = await containers.inspect(name) if attempts % 4 == 0 else None
         if container is not None and container.restart_count > RESTARTS_ALLOWED:
             raise await _unhealthy(containers, name, container, (path, answer), spent)
         if spent + pause > health.deadline_seconds:
