@@ -99,6 +99,7 @@ class Runs:
 
     def __init__(self) -> None:
         self._live: dict[str, _Live] = {}
+        self._watchers: list[Callable[[RunView], None]] = []
         self._services: Services | None = None
 
     def bind(self, services: Services) -> None:
@@ -111,6 +112,10 @@ class Runs:
         if self._services is None:
             raise CodebError("runs were used before the installation was put together")
         return self._services
+
+    def on_end(self, watcher: Callable[[RunView], None]) -> None:
+        """Have the watcher told of every run that this process brings to its end; it must not raise."""
+        self._watchers.append(watcher)
 
     # ── start and join ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -318,6 +323,8 @@ class Runs:
                 "detail": dict(failure.detail),
             }
         await journal.finish(doc)
+        for tell in self._watchers:
+            tell(self.view(journal))
 
     # ── look, wait, cancel, resume ──────────────────────────────────────────────────────────────────────────────
 
