@@ -1,0 +1,254 @@
+"""What stands before every route: whose host and page, which id, how large, which key.
+
+`Guard` is a plain ASGI middleware. It rebuilds the caller from the key's record at every request, so a revoked key stops
+at its next message on whatever session, and it ends streams within a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from codeb_mcp.faces import envelope
+from codeb_mcp.faces.bodies import parse
+from codeb_mcp.faces.calls import correlation_id
+from codeb_mcp.model.access import Principal
+from codeb_mcp.model.errors import (
+    Bug,
+    CodebError,
+    Forbidden,
+    InvalidRequest,
+    PayloadTooLarge,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.keys import KeyRing
+
+OPEN = frozenset({"/health", "/metrics"})
+"""Paths that need no key."""
+STREAMS = frozenset({"/mcp", "/sse", "/api/logs/stream"})
+"""A GET of these goes on until somebody ends it."""
+LOOK_SECONDS = 0.5
+BODY_SECONDS = 30.0
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
+
+CALLER, BODY, CORRELATION = "codeb.caller", "codeb.body", "codeb.correlation"
+
+
+class Doors:
+    """Host and Origin of requests that are let in. This machine's own names always are, with any port."""
+
+    def __init__(self, hosts: Sequence[str], origins: Sequence[str]) -> None:
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
+
+    def host(self, value: str) -> bool:
+        """Whether the Host header names us. `name` in the settings allows it without a port, `name:*` with any."""
+        value = value.lower()
+        name, port = _split(value)
+        if name in LOCAL:
+            return port is None or port.isdecimal()
+        return value in self._hosts or (port is not None and port.isdecimal() and f"{name}:*" in self._hosts)
+
+    def origin(self, value: str) -> bool:
+        """Whether a page of that origin may talk to us."""
+        value = value.lower().rstrip("/")
+        scheme, _, rest = value.partition("://")
+        if scheme in ("http", "https") and _split(rest)[0] in LOCAL:
+            return self.host(rest)
+        return value in self._origins
+
+
+def _split(host: str) -> tuple[str, str | None]:
+    """Name and port; an IPv6 address keeps its brackets."""
+    name, colon, port = host.rpartition(":")
+    if colon and not host.endswith("]"):
+        return name, port
+    return host, None
+
+
+class Guard:
+    """Lets in what may come in, and hands on caller, body and correlation id in the scope."""
+
+    def __init__(self, app: ASGIApp, services: Services, ring: KeyRing) -> None:
+        server = services.settings.server
+        self._app = app
+        self._services = services
+        self._ring = ring
+        self._doors = Doors(server.allowed_hosts, server.allowed_origins)
+        self._limit = server.max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = _headers(scope)
+        correlation = correlation_id(headers.get(b"x-correlation-id", b"").decode("latin-1"))
+        scope[CORRELATION] = correlation
+        answering = _Answering(send, correlation)
+        try:
+            await self._serve(scope, headers, receive, answering)
+        except CodebError as error:
+            await answering.fail(error, status=400 if isinstance(error, InvalidRequest) else None)
+        except Exception:
+            self._services.log.exception("request crashed", path=scope["path"], correlation_id=correlation)
+            await answering.fail(Bug("the request crashed", hint=f"Look for {correlation} in the server's log."))
+
+    async def _serve(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: _Answering) -> None:
+        if (refused := self._stranger(headers)) is not None:
+            await send.fail(refused[1], status=refused[0])
+            return
+        if scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        caller = await self.authenticate(scope, headers)
+        scope[CALLER] = caller
+        scope["user"] = _user(caller)
+        if scope["method"] == "POST":
+            receive = await self._body(scope, headers, receive)
+        if scope["method"] == "GET" and scope["path"] in STREAMS:
+            await self._while_valid(scope, headers, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _stranger(self, headers: dict[bytes, bytes]) -> tuple[int, CodebError] | None:
+        host = headers.get(b"host", b"").decode("latin-1")
+        if not self._doors.host(host):
+            hint = "Use an address that server.allowed_hosts in codeb.toml lists."
+            return 421, InvalidRequest("the Host header does not name this server", hint=hint)
+        origin = headers.get(b"origin")
+        if origin is not None and not self._doors.origin(origin.decode("latin-1")):
+            hint = "Add the page's origin to server.allowed_origins in codeb.toml if it is yours."
+            return 403, Forbidden("pages of this origin are not allowed here", hint=hint)
+        return None
+
+    async def authenticate(self, scope: Scope, headers: dict[bytes, bytes]) -> Principal:
+        """The caller behind the key, from its record as it stands now."""
+        text = headers.get(b"x-api-key") or _bearer(headers.get(b"authorization", b""))
+        if not text:
+            hint = "Send the key as X-API-Key, or as Authorization: Bearer."
+            raise Unauthenticated("API key required", hint=hint, reason="missing")
+        client = scope.get("client")
+        source = client[0] if client else None
+        return await self._ring.authenticate(self._services, text.decode("latin-1"), via="http", source=source)
+
+    async def _body(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Receive:
+        """Read the body up to the limit, whatever the request says about its length, and parse it."""
+        media = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if media != b"application/json":
+            raise UnsupportedMediaType("the body must be application/json", hint="Set Content-Type: application/json.")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                raw = await self._read(headers, receive)
+        except TimeoutError:
+            raise InvalidRequest("the body did not arrive in time", hint="Send it again.") from None
+        scope[BODY] = parse(raw)
+        return _replay(raw, receive)
+
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        said = headers.get(b"content-length", b"")
+        if said.isdigit() and int(said) > self._limit:
+            raise self._too_large()
+        raw, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise InvalidRequest("the client went away", hint="Send it again.")
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self._limit:
+                raise self._too_large()
+            raw.append(part)
+            if not message.get("more_body", False):
+                return b"".join(raw)
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body is larger than {self._limit} bytes", hint="Send a smaller request.")
+
+    async def _while_valid(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        """Serve a stream until it ends, the client goes, or the key is no longer valid."""
+        stream = asyncio.ensure_future(self._app(scope, receive, send))
+        try:
+            while not stream.done():
+                await asyncio.wait({stream}, timeout=LOOK_SECONDS)
+                if not stream.done() and not await self._still_valid(scope, headers):
+                    self._services.log.info("a stream was ended: its key is no longer valid", path=scope["path"])
+                    return
+            await stream
+        finally:
+            stream.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(stream, return_exceptions=True)
+
+    async def _still_valid(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
+        try:
+            await self.authenticate(scope, headers)
+        except CodebError as error:
+            return error.http_status not in (401, 403, 429)
+        return True
+
+
+class _Answering:
+    """`send` that adds the correlation id and knows whether an answer has begun."""
+
+    def __init__(self, send: Send, correlation: str) -> None:
+        self._send = send
+        self._correlation = correlation
+        self.begun = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            own = (envelope.CORRELATION_HEADER, self._correlation.encode())
+            message = {**message, "headers": [*message.get("headers", []), own]}
+        await self._send(message)
+
+    async def fail(self, error: CodebError, *, status: int | None = None) -> None:
+        """Answer with the error, unless something has been answered already."""
+        if not self.begun:
+            await reply(self, envelope.failure(error, self._correlation, status=status))
+
+
+async def reply(send: Send, answer: envelope.Reply) -> None:
+    """Send a whole answer."""
+    status, headers, body = answer
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _headers(scope: Scope) -> dict[bytes, bytes]:
+    """Headers by lower-case name. A name that comes twice is refused where it matters: two hosts or keys are none."""
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        found[name] = found[name] + b", " + value if name in found else value
+    return found
+
+
+def _bearer(value: bytes) -> bytes:
+    scheme, _, key = value.partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _replay(raw: bytes, receive: Receive) -> Receive:
+    """`receive` that answers the body which has been read, then goes on."""
+    pending: list[dict[str, Any]] = [{"type": "http.request", "body": raw, "more_body": False}]
+
+    async def again() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return again
+
+
+def _user(caller: Principal) -> AuthenticatedUser:
+    """For the SDK, which binds sessions to it: no other key may use this key's session."""
+    key = caller.key_id  # the key itself is not handed on
+    return AuthenticatedUser(AccessToken(token=key, client_id=key, scopes=[caller.role.value], subject=key, claims={}))
