@@ -1,0 +1,178 @@
+"""From a request model to command-line flags, and from what was typed back to the wire.
+
+Names are those of the wire in kebab-case, nested models are flattened (`healthCheck.path` is `--health-check-path`). The
+project and every required id are positional. Only what was typed is sent: defaults and checks stay in one place, the
+model's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+WirePath = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One field of a request on the command line. `path` leads to it in the wire's JSON."""
+
+    path: WirePath
+    parameter: click.Parameter
+
+    @property
+    def typed(self) -> str:
+        """How a person types it: `--health-check-path` or `PROJECT`."""
+        if isinstance(self.parameter, click.Argument):
+            return str(self.parameter.make_metavar(click.Context(click.Command("x"))))
+        return self.parameter.opts[0]
+
+
+def any_json(text: str) -> Any:
+    """A JSON value, for fields that no simple flag can say; raises ValueError for text that is none."""
+    return json.loads(text)
+
+
+def flags_of(model: type[BaseModel]) -> list[Flag]:
+    """Every field of the model as an argument or option, in the order of declaration, arguments first."""
+    flags = list(_flags(model, (), defaults=True))
+    return sorted(flags, key=lambda flag: isinstance(flag.parameter, click.Option))
+
+
+def wire_arguments(flags: list[Flag], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """What was typed, as the wire's JSON; what was not typed is left out."""
+    arguments: dict[str, Any] = {}
+    for flag in flags:
+        value = typed.get(flag.parameter.name or "")
+        if value is None or value == ():
+            continue
+        target = arguments
+        for name in flag.path[:-1]:
+            target = target.setdefault(name, {})
+        target[flag.path[-1]] = list(value) if isinstance(value, tuple) else value
+    return arguments
+
+
+def kebab(name: str) -> str:
+    """`healthCheck` as `health-check`."""
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"-\1", name).replace("_", "-").lower()
+
+
+def words(name: str) -> str:
+    """`healthCheck` as `health check`."""
+    return kebab(name).replace("-", " ")
+
+
+def _flags(model: type[BaseModel], above: WirePath, *, defaults: bool) -> Iterator[Flag]:
+    for name, field in model.model_fields.items():
+        path = (*above, field.alias or name)
+        plain, optional = plain_type(field.annotation)
+        if isinstance(plain, type) and issubclass(plain, BaseModel):
+            yield from _flags(plain, path, defaults=defaults and not optional)
+        elif not above and is_positional(path[0], field):
+            yield Flag(path, _argument(path, field, plain))
+        else:
+            yield Flag(path, _option(path, field, plain, defaults=defaults))
+
+
+def is_positional(name: str, field: FieldInfo) -> bool:
+    """Whether the field is typed without a flag: the project, and ids that must be given."""
+    return name == "projectName" or (field.is_required() and name.endswith(("Id", "Ids")))
+
+
+def plain_type(annotation: Any) -> tuple[Any, bool]:
+    """The type without `Annotated` and `None`, and whether None was allowed."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return plain_type(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        if len(kinds) < len(get_args(annotation)):
+            return (plain_type(kinds[0])[0] if len(kinds) == 1 else object), True
+    return annotation, False
+
+
+def _argument(path: WirePath, field: FieldInfo, plain: Any) -> click.Argument:
+    metavar = kebab(path[-1]).upper().replace("-", "_").removesuffix("_NAME")
+    several = _member(plain)
+    if several is not None:
+        metavar = metavar.removesuffix("S") + "..."
+    return click.Argument(
+        [_parameter_name(path)],
+        type=_click_type(plain if several is None else several),
+        required=field.is_required(),
+        nargs=1 if several is None else -1,
+        metavar=metavar if field.is_required() else f"[{metavar}]",
+    )
+
+
+def _option(path: WirePath, field: FieldInfo, plain: Any, *, defaults: bool) -> click.Option:
+    flag = "--" + "-".join(kebab(name) for name in path)
+    help_text = (field.description or words(path[-1]).capitalize()) + (_default_said(field) if defaults else "")
+    names = [_parameter_name(path)]
+    if plain is bool:
+        both = field.default is not False
+        names.append(f"{flag}/--no-{flag[2:]}" if both else flag)
+        return click.Option(names, default=None, is_flag=True, help=help_text, required=field.is_required())
+    several = _member(plain)
+    return click.Option(
+        [*names, flag],
+        type=_click_type(plain if several is None else several),
+        multiple=several is not None,
+        help=help_text + ("" if several is None else "; may be repeated"),
+        required=field.is_required() and path[-1] != CONFIRM,
+    )
+
+
+CONFIRM = "confirm"
+"""A field that repeats a name; the command asks for it rather than refusing."""
+
+
+def _parameter_name(path: WirePath) -> str:
+    return "__".join(kebab(name).replace("-", "_") for name in path)
+
+
+def _member(plain: Any) -> Any:
+    """The type of one member of a list, or None for a type that is no list."""
+    if get_origin(plain) in (tuple, list, set, frozenset):
+        return plain_type(get_args(plain)[0])[0]
+    return None
+
+
+def _click_type(plain: Any) -> Any:
+    if get_origin(plain) is Literal:
+        return click.Choice([str(one) for one in get_args(plain)])
+    if isinstance(plain, type) and issubclass(plain, Enum):
+        return click.Choice([str(one.value) for one in plain])
+    simple = {int: click.INT, float: click.FLOAT, str: click.STRING, timedelta: click.STRING}
+    return simple.get(plain, any_json)
+
+
+def _default_said(field: FieldInfo) -> str:
+    said = default_text(field)
+    described = (field.description or "").lower()
+    return f" [{said}]" if said and said.lower() not in described else ""
+
+
+def default_text(field: FieldInfo) -> str:
+    """The field's default as a person would type it; empty for none, required, and flags."""
+    default = None if field.is_required() or field.default_factory is not None else field.default
+    if default is None or isinstance(default, bool):
+        return ""
+    if isinstance(default, timedelta):
+        return f"{default.days}d"
+    if isinstance(default, Enum):
+        return str(default.value)
+    if isinstance(default, tuple | list):
+        return ", ".join(str(one.value if isinstance(one, Enum) else one) for one in default)
+    return f"{default:g}" if isinstance(default, float) else str(default)
