@@ -52,7 +52,7 @@ NEXT: Mapping[tuple[Phase, bool], Phase] = {
 
 class SwitchPlan(BaseModel):
     """Everything a switch decided before its first effect. `digest` and `image_id` None: filled in by the deploy before
-    it."""
+    it. `routed`: the proxy was seen to know both slots."""
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
@@ -75,6 +75,7 @@ class SwitchPlan(BaseModel):
     by: str
     grace_hours: float
     drain_seconds: float = 0
+    routed: bool = False
     reason: str = ""
 
     @property
@@ -104,7 +105,7 @@ class Switch:
             "newVersion": self.plan.version,
             "digest": self.plan.digest,
             "hosts": list(self.plan.hosts),
-            "drain": dict(self.drained),
+            "drain": dict(self.drained or self.recorded.get("drain", {})),
             "graceExpiresAt": self.recorded.get("graceExpiresAt"),
         }
 
@@ -118,12 +119,18 @@ class Switch:
         done = isinstance(outcome, Done)
         if (self.phase, done) not in NEXT:
             raise ValueError(f"a switch that is {self.phase} cannot take {outcome!r}")
-        after = replace(self, phase=NEXT[self.phase, done])
+        after = replace(self, phase=self._skipped(NEXT[self.phase, done]))
         if isinstance(outcome, Failed):
             return after if self.phase is P.DRAINING else replace(after, failure=_explained(self.phase, outcome))
         learnt: Mapping[Phase, str] = {P.CHECKING: "seen", P.RECORDING: "recorded", P.DRAINING: "drained"}
         update: dict[str, Any] = {learnt[self.phase]: outcome.data} if self.phase in learnt else {}
         return replace(after, **update)
+
+    def _skipped(self, phase: Phase) -> Phase:
+        """Past the phases that this plan has no need of."""
+        if phase is P.ROUTING and self.plan.routed:
+            return P.SWITCHING
+        return P.SWITCHED if phase is P.DRAINING and not self.plan.drain_seconds else phase
 
 
 def _explained(phase: Phase, failed: Failed) -> Failed:
@@ -166,8 +173,16 @@ def _verify(plan: SwitchPlan) -> Action:
 
 
 def _record(plan: SwitchPlan) -> Action:
-    detail = {"key": plan.key, "slot": plan.to_slot.value, "by": plan.by, "graceHours": plan.grace_hours}
-    return Action("record_switch", "update_registry", detail, says=f"write {plan.to_slot} as active")
+    detail: dict[str, Any] = {
+        "key": plan.key,
+        "slot": plan.to_slot.value,
+        "by": plan.by,
+        "graceHours": plan.grace_hours,
+    }
+    detail["formerPort"] = plan.from_port
+    # Not cancellable: a write that came through and was then taken for cancelled would part registry and traffic.
+    says = f"write {plan.to_slot} as active"
+    return Action("record_switch", "update_registry", detail, cancellable=False, says=says)
 
 
 def _drain(plan: SwitchPlan) -> Action:

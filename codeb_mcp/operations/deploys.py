@@ -310,6 +310,7 @@ async def switch_plan(
 ) -> SwitchPlan:
     """A switch from whatever is live to the target."""
     site = await site_of(services.store, services.settings, slots)
+    routed = services.drivers.traffic.live(slots.key) is slots.active_slot and await services.drivers.proxy.has(site)
     active = slots.active
     return SwitchPlan(
         kind=kind,
@@ -330,6 +331,7 @@ async def switch_plan(
         hosts=site.hosts,
         by=header.caller["keyId"],
         grace_hours=project.settings.of(slots.environment).grace_hours,
+        routed=routed,
     )
 
 

@@ -43,11 +43,12 @@ def step(name: str) -> Callable[[Step], Step]:
 class Performer:
     """Carries out the actions of one run under its fence."""
 
-    def __init__(self, services: Services, fence: Fence, report: Report) -> None:
+    def __init__(self, services: Services, fence: Fence, kind: str, report: Report) -> None:
         self.services = services
         self.drivers = services.drivers
         self.store = services.store
         self.fence = fence
+        self.kind = kind
         self.report = report
 
     async def perform(self, action: Action) -> Mapping[str, Any]:
@@ -302,9 +303,20 @@ async def record_switch(run: Performer, action: Action) -> Mapping[str, Any]:
     def record(slots: Slots) -> Slots:
         return slots if slots.active_slot is slot else slots.promoted(slot, now, action.detail["by"], grace)
 
-    slots = await run.change(action.detail["key"], record)
+    slots, running = await asyncio.gather(
+        run.change(action.detail["key"], record), _still_running(run, action.detail["formerPort"])
+    )
     former = slots.in_state(SlotState.GRACE)
-    return {"graceExpiresAt": former.grace_expires_at.isoformat() if former and former.grace_expires_at else None}
+    ends = former.grace_expires_at if former else None
+    return {"graceExpiresAt": ends.isoformat() if ends else None, "drain": {"inFlight": running}}
+
+
+async def _still_running(run: Performer, port: int | None) -> int | None:
+    """Requests on the former slot; None when the proxy does not say. Told to the caller only, so it never fails."""
+    try:
+        return await run.drivers.proxy.in_flight(port) if port is not None else 0
+    except CodebError:
+        return None
 
 
 @step("drain")

@@ -21,6 +21,8 @@ UNDO_PAUSE_SECONDS = 0.5
 Perform = Callable[[Action], Awaitable[Mapping[str, Any]]]
 Listener = Callable[[int, Action, str, str], None]
 """Called with the step's number, the action, its status (started, completed, failed) and what went wrong."""
+SumUp = Callable[[Machine], Mapping[str, Any]]
+"""What to keep of a machine that has ended."""
 
 
 @dataclass(slots=True)
@@ -37,8 +39,10 @@ class Stop:
             self.asked.set()
 
 
-async def drive(machine: Machine, journal: Journal, perform: Perform, listen: Listener, stop: Stop) -> Machine:
-    """The machine at its end. Raises the driver's error when an undo step cannot be done now: the run then stays open and
+async def drive(
+    machine: Machine, journal: Journal, perform: Perform, listen: Listener, stop: Stop, sum_up: SumUp
+) -> Machine:
+    """The machine at its end, which is written with the last outcome. Raises the driver's error when an undo step cannot be done now: the run then stays open and
     is resumed later. Raises LeaseLost when another run has taken over."""
     machine, step = replay(machine, journal)
     action = machine.action()
@@ -50,7 +54,8 @@ async def drive(machine: Machine, journal: Journal, perform: Perform, listen: Li
         machine = machine.advance(outcome)
         following = machine.action()
         then = (step + 1, following) if following is not None else None
-        await journal.record(step, action.name, outcome, then=then)
+        end = sum_up(machine) if following is None else None
+        await journal.record(step, action.name, outcome, then=then, end=end)
         failed = isinstance(outcome, Failed)
         listen(
             step, action, "failed" if failed else "completed", outcome.message if isinstance(outcome, Failed) else ""

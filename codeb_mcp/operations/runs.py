@@ -9,23 +9,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from codeb_mcp.model.errors import CodebError, Conflict, DriverUnavailable, LeaseLost, LockHeld, NotFound, from_code
-from codeb_mcp.model.machine import Action, Failed, Machine, walk
-from codeb_mcp.model.machines import machine_from_json, machine_to_json
+from codeb_mcp.model.errors import CodebError, Conflict, DriverUnavailable, LockHeld, NotFound, from_code
+from codeb_mcp.model.machine import Failed, Machine
+from codeb_mcp.model.machines import machine_to_json
 from codeb_mcp.model.names import lease_name
-from codeb_mcp.operations.context import Event, Progress, Services, unheard
-from codeb_mcp.operations.perform import Performer
-from codeb_mcp.operations.runner import Stop, drive
+from codeb_mcp.operations.context import Progress, Services, unheard
+from codeb_mcp.operations.driving import CANCELLED, POLL_SECONDS, Life, plan_document
 from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.journal import Journal
 from codeb_mcp.registry.store import Change, Lease
 
-HEARTBEAT_SECONDS = 5.0
-POLL_SECONDS = 0.2
 JOIN_WINDOW = timedelta(hours=1)
 
 
@@ -35,7 +32,6 @@ class Planned:
 
     machine: Machine
     looked: tuple[tuple[str, float], ...] = ()
-    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 Planner = Callable[[Services, RunHeader], Awaitable[Planned]]
@@ -45,28 +41,13 @@ STILL_STANDS: dict[str, Callable[[Services, RunHeader, Mapping[str, Any]], Await
 
 
 def planner(kind: str) -> Callable[[Planner], Planner]:
-    """Register how runs of a kind decide what to do, both when started and when resumed before they had a plan."""
+    """Register how runs of a kind decide what to do. A planner looks and decides, and has no effect."""
 
     def register(plan: Planner) -> Planner:
         PLANNERS[kind] = plan
         return plan
 
     return register
-
-
-@dataclass(slots=True)
-class _Live:
-    """A run that this process drives."""
-
-    task: asyncio.Task[None]
-    stop: Stop
-    listeners: list[Progress] = field(default_factory=list)
-    latest: Event | None = None
-
-    def tell(self, event: Event) -> None:
-        self.latest = event
-        for listener in list(self.listeners):
-            listener(event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +79,7 @@ class Runs:
     """Starts, joins, resumes and cancels runs. One per process; `bind` hands it the installation."""
 
     def __init__(self) -> None:
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Life] = {}
         self._watchers: list[Callable[[RunView], None]] = []
         self._services: Services | None = None
 
@@ -133,13 +114,20 @@ class Runs:
                 await self.services.store.release(lease)
                 return earlier
             await self._settle(name, lease)
-            journal = await self.services.registry.journals.create(header, lease.fence)
+            plan = await PLANNERS[header.kind](self.services, header)
+            journal = await self._begin(header, lease, plan)
             await self._remember(header)
         except BaseException:
             await self.services.store.release(lease)
             raise
         self._spawn(journal, lease)
         return self.view(journal)
+
+    async def _begin(self, header: RunHeader, lease: Lease, plan: Planned) -> Journal:
+        """The journal, with plan and first intent in its first write."""
+        document = plan_document(machine_to_json(plan.machine), plan.looked)
+        first = plan.machine.action()
+        return await self.services.registry.journals.create(header, lease.fence, plan=document, first=first)
 
     async def _joinable(self, header: RunHeader) -> RunView | None:
         if header.dedupe is None:
@@ -201,128 +189,24 @@ class Runs:
     async def _settle(self, name: str, lease: Lease) -> None:
         """Runs that a crash left open on this lease are undone before a new one begins."""
         for run_id in await self.services.registry.journals.open_runs():
-            journal = await self.services.registry.journals.open(run_id)
-            if lease_name(journal.header.project, journal.header.environment) != name:
-                continue
             if run_id in self._live:
-                raise LockHeld(f"{run_id} is still ending", hint="Try again in a moment.", operationId=run_id)
-            stop = Stop()
-            stop.ask(Failed("cancelled", "a later run took its place", "Nothing to do."))
-            await self._drive(journal, lease, stop, unheard)
-
-    # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _spawn(self, journal: Journal, lease: Lease) -> _Live:
-        stop = Stop()
-        run_id = journal.header.run_id
-        task = asyncio.create_task(self._live_through(journal, lease, stop), name=run_id)
-        live = self._live[run_id] = _Live(task, stop)
-        task.add_done_callback(lambda _: self._live.pop(run_id, None))
-        return live
-
-    async def _live_through(self, journal: Journal, lease: Lease, stop: Stop) -> None:
-        """Drive the run with a heart that keeps the lease; both end together."""
-        run_id = journal.header.run_id
-        log = self.services.log.bind(operation_id=run_id, kind=journal.header.kind, project=journal.header.project)
-        heart = asyncio.create_task(self._heart(journal, lease, stop, asyncio.current_task()))
-        try:
-            await self._drive(journal, lease, stop, lambda event: self._tell(run_id, event))
-        except LeaseLost as lost:
-            log.warning("run was taken over", problem=lost.message)
-        except CodebError as error:
-            log.warning("run stays open", code=error.code, problem=error.message)
-        except Exception:
-            log.exception("run crashed and stays open")
-        finally:
-            heart.cancel()
-            await asyncio.gather(heart, return_exceptions=True)
-            await asyncio.shield(self.services.store.release(lease))
-
-    def _tell(self, run_id: str, event: Event) -> None:
-        if (live := self._live.get(run_id)) is not None:
-            live.tell(event)
-
-    async def _heart(self, journal: Journal, lease: Lease, stop: Stop, run: asyncio.Task[Any] | None) -> None:
-        """Prolong the lease and listen for a cancel from another process; losing the lease stops the run at once."""
-        waited = 0.0
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            waited += POLL_SECONDS
-            if journal.cancel_requested():
-                stop.ask(Failed("cancelled", "the run was cancelled", "Start it again when you want it."))
-            if waited < HEARTBEAT_SECONDS:
                 continue
-            waited = 0.0
-            try:
-                lease = await self.services.store.renew(lease)
-            except LeaseLost:
-                if run is not None:
-                    run.cancel()
-                return
-            except CodebError as error:
-                self.services.log.warning("lease could not be renewed", problem=error.message)
+            journal = await self.services.registry.journals.open(run_id)
+            if lease_name(journal.header.project, journal.header.environment) != name or journal.finished():
+                continue
+            life = Life(self.services, journal, lease, self._ended)
+            life.stop.ask(Failed("cancelled", "a later run took its place", "Nothing to do."))
+            await life.drive()
 
-    async def _drive(self, journal: Journal, lease: Lease, stop: Stop, tell: Progress) -> None:
-        """From wherever the journal is to the end."""
-        journal.fence = lease.fence
-        machine = await self._machine(journal, stop)
-        if machine is None:
-            return
-        total = len(walk(machine))
+    def _spawn(self, journal: Journal, lease: Lease) -> Life:
         run_id = journal.header.run_id
-        left = journal.header.deadline_seconds
-        timer = asyncio.get_running_loop().call_later(left, stop.ask, _too_long(left))
-        position = 0
+        life = self._live[run_id] = Life(self.services, journal, lease, self._ended)
+        life.begin()
+        if life.task is not None:
+            life.task.add_done_callback(lambda _: self._live.pop(run_id, None))
+        return life
 
-        def listen(step: int, action: Action, status: str, problem: str) -> None:
-            nonlocal position
-            position = step
-            done = 1.0 if status == "completed" else None
-            tell(Event(run_id, action.step, status, step + 1, max(total, step + 1), done, problem or action.says))
-
-        def within(action: Action, fraction: float | None, message: str) -> None:
-            tell(Event(run_id, action.step, "running", position + 1, max(total, position + 1), fraction, message))
-
-        performer = Performer(self.services, lease.fence, within)
-        try:
-            end = await drive(machine, journal, performer.perform, listen, stop)
-        finally:
-            timer.cancel()
-        await self._finish(journal, end.failure, end.result)
-
-    async def _machine(self, journal: Journal, stop: Stop) -> Machine | None:
-        """The journalled plan, or a new one; a plan that is refused ends the run."""
-        planned = journal.planned()
-        if planned is not None:
-            return machine_from_json(planned["machine"])
-        if stop.why is not None:
-            await self._finish(journal, stop.why, {})
-            return None
-        try:
-            plan = await PLANNERS[journal.header.kind](self.services, journal.header)
-        except CodebError as error:
-            failure = Failed(error.code, error.message, error.hint, error.detail)
-            await self._finish(journal, failure, {})
-            return None
-        await journal.plan(
-            {
-                "machine": machine_to_json(plan.machine),
-                "looked": [{"name": name, "duration": round(took, 1)} for name, took in plan.looked],
-                "notes": dict(plan.notes),
-            }
-        )
-        return plan.machine
-
-    async def _finish(self, journal: Journal, failure: Failed | None, result: Mapping[str, Any]) -> None:
-        doc: dict[str, Any] = {"ok": failure is None, "result": dict(result)}
-        if failure is not None:
-            doc["failure"] = {
-                "code": failure.code,
-                "message": failure.message,
-                "hint": failure.hint,
-                "detail": dict(failure.detail),
-            }
-        await journal.finish(doc)
+    def _ended(self, journal: Journal) -> None:
         for tell in self._watchers:
             tell(self.view(journal))
 
@@ -353,13 +237,13 @@ class Runs:
     async def wait(self, run_id: str, progress: Progress = unheard, *, joined: bool = False) -> RunView:
         """The run at its end. Raises its failure; DriverUnavailable when it had to stay open."""
         live = self._live.get(run_id)
-        if live is not None:
+        if live is not None and live.task is not None:
             live.listeners.append(progress)
             try:
                 await asyncio.wait({live.task})
             finally:
                 live.listeners.remove(progress)
-        view = await self.look(run_id)
+        view = self.view(live.journal) if live and live.journal.finished() else await self.look(run_id)
         while view.status == "running":
             await asyncio.sleep(POLL_SECONDS)
             view = await self.look(run_id)
@@ -381,7 +265,7 @@ class Runs:
             raise Conflict(f"run {run_id} has already ended", hint="Look at it with operation_get.")
         await journal.request_cancel(by)
         if (live := self._live.get(run_id)) is not None:
-            live.stop.ask(Failed("cancelled", "the run was cancelled", "Start it again when you want it."))
+            live.stop.ask(CANCELLED)
         elif (await self.look(run_id)).status == "interrupted":
             await self.resume(run_id)
         return await self.look(run_id)
@@ -401,7 +285,7 @@ class Runs:
             return self.view(journal)
         live = self._spawn(journal, lease)
         if journal.cancel_requested():
-            live.stop.ask(Failed("cancelled", "the run was cancelled", "Start it again when you want it."))
+            live.stop.ask(CANCELLED)
         return self.view(journal)
 
     async def resume_all(self) -> list[str]:
@@ -419,15 +303,18 @@ class Runs:
 
     async def close(self) -> None:
         """Stop driving; what is not finished stays open in its journal and is taken up at the next start."""
-        tasks = [live.task for live in self._live.values()]
+        tasks = self._tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def drain(self) -> None:
         """Wait until every run of this process has ended."""
-        while tasks := [live.task for live in self._live.values()]:
+        while tasks := self._tasks():
             await asyncio.wait(tasks)
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [live.task for live in self._live.values() if live.task is not None]
 
 
 def shown_step(step: Mapping[str, Any]) -> dict[str, Any]:
@@ -442,7 +329,3 @@ def shown_step(step: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dedupe_key(dedupe: str) -> str:
     return "idempotency/" + hashlib.sha256(dedupe.encode()).hexdigest()
-
-
-def _too_long(seconds: float) -> Failed:
-    return Failed("timeout", f"the run took longer than {seconds:g} seconds", "Look at its steps with operation_get.")

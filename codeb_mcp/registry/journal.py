@@ -57,12 +57,12 @@ class RunFiles:
 
     def retire(self, run_id: str) -> None:
         """Move an ended run to the others; raises OSError. Harmless when it was moved already."""
+        # Not synced: after a power cut the run may lie among the open ones again, where its last entry says that it has
+        # ended, and the next look moves it once more.
         self.disk.make_folder(self.done_folder, durable=True)
         with contextlib.suppress(FileNotFoundError):
             self.disk.replace(self.open_path(run_id), self.done_path(run_id))
-        self.disk.sync_folder(self.done_folder)
         self.disk.unlink(self.cancel_path(run_id))
-        self.disk.sync_folder(self.open_folder)
 
 
 class Journal:
@@ -83,7 +83,7 @@ class Journal:
         self._size = 0
 
     async def plan(self, doc: Mapping[str, Any]) -> None:
-        """Record the machine's initial state; once per run."""
+        """Record the machine's initial state; once per run, unless the run was created with it."""
         if self.planned() is not None:
             raise Bug("a run is planned once", runId=self.header.run_id)
         await self._append({"kind": "plan", "doc": plain(doc)})
@@ -92,14 +92,26 @@ class Journal:
         """Say what will be done, before it is done; again for a step that a crash left in doubt."""
         await self._append({"kind": "intent", **intent_of(step, action)})
 
-    async def record(self, step: int, name: str, outcome: Outcome, then: tuple[int, Action] | None = None) -> None:
-        """Say what came of the intended step and, in the same line, what will be done next."""
+    async def record(
+        self,
+        step: int,
+        name: str,
+        outcome: Outcome,
+        then: tuple[int, Action] | None = None,
+        end: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Say what came of the intended step and, in the same line, what will be done next, or that and how the run has
+        ended. An ended run is moved to the others."""
         if self.in_doubt() != name:
             raise Bug(f"the outcome of {name} was recorded without its intent", runId=self.header.run_id)
         entry = {"kind": "outcome", "step": step, "name": name, "outcome": outcome_to(outcome)}
         if then is not None:
             entry["then"] = intent_of(*then)
+        if end is not None:
+            entry["end"] = plain(end)
         await self._append(entry)
+        if end is not None:
+            await asyncio.to_thread(self._retire)
 
     async def finish(self, doc: Mapping[str, Any]) -> None:
         """Record the end of the run and move it to the ended ones."""
@@ -130,7 +142,9 @@ class Journal:
 
     def finished(self) -> dict[str, Any] | None:
         """What was recorded at the end; None while the run is open."""
-        return next((entry["doc"] for entry in self.entries if entry["kind"] == "end"), None)
+        last = self.entries[-1] if self.entries else {}
+        found: dict[str, Any] | None = last.get("doc") if last.get("kind") == "end" else last.get("end")
+        return found
 
     async def request_cancel(self, by: str) -> None:
         """Wish, durably and from any process, that the run be cancelled; raises `Conflict` when it has ended."""
@@ -245,17 +259,24 @@ class Journal:
         with refusals(f"cancel {run_id}"):
             put(self._files.disk, self._files.cancel_path(run_id), wish)
 
-    def start(self, fence: Fence) -> None:
-        """Create the file with the header as its first line; raises `Conflict` when the run exists. Blocking."""
+    def start(self, fence: Fence, plan: Mapping[str, Any] | None = None, first: Action | None = None) -> None:
+        """Create the file with the header and, if they are known, the machine's initial state and its first intent;
+        raises `Conflict` when the run exists. Blocking."""
         files, run_id = self._files, self.header.run_id
-        entry = self._complete({"kind": "run", "header": self.header.as_dict()}, fence.token)
+        entries: list[dict[str, Any]] = [{"kind": "run", "header": self.header.as_dict()}]
+        if plan is not None:
+            entries.append({"kind": "plan", "doc": plain(plan)})
+        if first is not None:
+            entries.append({"kind": "intent", **intent_of(0, first)})
+        for entry in entries:
+            self.entries.append(self._complete(entry, fence.token))
         with refusals(f"begin the journal of {run_id}"):
             files.disk.make_folder(files.open_folder, durable=True)
             if os.path.lexists(files.done_path(run_id)) or os.path.lexists(files.open_path(run_id)):
                 raise Conflict(f"run {run_id} exists", hint="Choose another id.", runId=run_id)
-            line = seal(entry)
-            put(files.disk, files.open_path(run_id), line)
-        self.entries, self._size, self.fence = [entry], len(line), fence
+            lines = b"".join(seal(entry) for entry in self.entries)
+            put(files.disk, files.open_path(run_id), lines)
+        self._size, self.fence = len(lines), fence
 
 
 def no_such_run(run_id: str) -> NotFound:
@@ -295,11 +316,21 @@ class Journals:
         self._clock = clock
         self._headers: dict[str, RunHeader] = {}
 
-    async def create(self, header: RunHeader, fence: Fence) -> Journal:
-        """Begin a run under this lease; raises `Conflict` when the id is taken, `LeaseLost` when the fence is old."""
+    async def create(
+        self,
+        header: RunHeader,
+        fence: Fence,
+        *,
+        plan: Mapping[str, Any] | None = None,
+        first: Action | None = None,
+    ) -> Journal:
+        """Begin a run under this lease: what it is and, in the same write, its machine's initial state and first intent.
+
+        Raises `Conflict` when the id is taken, `LeaseLost` when the fence is old.
+        """
         await self._store.check(fence)
         journal = Journal(self._files, self._store, self._clock, header)
-        await asyncio.to_thread(journal.start, fence)
+        await asyncio.to_thread(journal.start, fence, plan, first)
         return journal
 
     async def open(self, run_id: str) -> Journal:

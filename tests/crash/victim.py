@@ -12,14 +12,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from codeb_mcp.faces.http import serve
-
 from codeb_mcp.model.machine import Action, Outcome
 from codeb_mcp.operations import perform
 from codeb_mcp.operations.catalog import load_all
 from codeb_mcp.registry.journal import Journal
 from codeb_mcp.settings import load
 
-Plan = Callable[[Journal, Mapping[str, Any]], Awaitable[None]]
 Record = Callable[..., Awaitable[None]]
 
 
@@ -34,25 +32,13 @@ class Trap:
     def __init__(self, order: str) -> None:
         self.kind, self.action, number, self.when = order.split(":")
         self.left = int(number)
-        self.armed = False
-
-    def plan(self, genuine: Plan) -> Plan:
-        """The trap is armed once such a run has its plan."""
-
-        async def plan(journal: Journal, doc: Mapping[str, Any]) -> None:
-            self.armed = self.armed or journal.header.kind == self.kind
-            await genuine(journal, doc)
-
-        return plan
 
     def record(self, genuine: Record) -> Record:
         """Die when the outcome of the action is durable."""
 
-        async def record(
-            journal: Journal, step: int, name: str, outcome: Outcome, then: tuple[int, Action] | None = None
-        ) -> None:
-            await genuine(journal, step, name, outcome, then)
-            if name == self.action and self._now():
+        async def record(journal: Journal, step: int, name: str, outcome: Outcome, **rest: Any) -> None:
+            await genuine(journal, step, name, outcome, **rest)
+            if journal.header.kind == self.kind and name == self.action and self._now():
                 die()
 
         return record
@@ -61,7 +47,7 @@ class Trap:
         """Die before or after the action itself."""
 
         async def step(run: perform.Performer, action: Action) -> Mapping[str, Any]:
-            now = self._now()
+            now = run.kind == self.kind and self._now()
             if now and self.when == "before":
                 die()
             facts = await genuine(run, action)
@@ -72,17 +58,16 @@ class Trap:
         return step
 
     def _now(self) -> bool:
-        self.left -= self.armed
-        return self.armed and self.left == 0
+        self.left -= 1
+        return self.left == 0
 
 
 def arm(order: str) -> None:
     """Make this process die where the order says."""
     load_all()
     trap = Trap(order)
-    Journal.plan = trap.plan(Journal.plan)  # type: ignore[method-assign]
     if trap.when == "recorded":
-        Journal.record = trap.record(Journal.record)  # type: ignore[method-assign]
+        Journal.record = trap.record(Journal.record)  # type: ignore[method-assign, assignment]
     else:
         perform.STEPS[trap.action] = trap.step(perform.STEPS[trap.action])
 
