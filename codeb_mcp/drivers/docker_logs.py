@@ -1,7 +1,8 @@
 """The engine's log stream: frames in, whole lines out. Pure.
 
 A frame is one byte of kind (1 out, 2 err), three of nothing, four of length, then text. The engine cuts lines longer
-than 16 KiB into several frames and begins each of them with a time stamp, also in the middle of the line.
+than 16 KiB into frames of 16 KiB and begins each of them with a time stamp, also in the middle of the line. A shorter
+frame without a newline is the last thing a process wrote before it ended.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 
 HEADER = struct.Struct(">BxxxL")
 MAX_LINE = 64 * 1024
+CUT = 16 * 1024
 MAX_FRAME = 16 * 1024 * 1024
 
 _STAMP = re.compile(rb"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d) ")
@@ -50,8 +52,10 @@ class LogLines:
 
     def _text(self, kind: int, text: bytes) -> Iterator[str]:
         line = self._open.setdefault(kind, bytearray())
-        if line and self._framed:
-            text = _STAMP.sub(b"", text)
+        if self._framed:
+            words = _STAMP.sub(b"", text)
+            ended = len(words) != CUT and not words.endswith(b"\n")
+            text = (words if line else text) + (b"\n" if ended else b"")
         *whole, rest = text.split(b"\n")
         for end in whole:
             line += end[: MAX_LINE - len(line)]

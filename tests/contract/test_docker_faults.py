@@ -149,6 +149,31 @@ async def test_a_connection_that_breaks_is_unavailable_and_repeating_succeeds(
     assert (made.labels["codeb.run"], made.running) == ("run-2", True)
 
 
+async def test_a_slow_older_run_does_not_take_away_what_a_newer_one_made_meanwhile(
+    world: RealWorld, faulty: tuple[FaultySocket, DockerContainers]
+) -> None:
+    socket, slow = faulty
+    spec = world.spec(await world.image(TERM="exit"), run="run-0", fence=0)
+    await world.containers.ensure(spec)
+    older, newer = (
+        replace(spec, labels={**spec.labels, "codeb.run": f"run-{fence}", "codeb.fence": str(fence)})
+        for fence in (1, 2)
+    )
+    held = socket.order("hold", "POST .*/stop")
+    async with asyncio.TaskGroup() as group:
+        late = group.create_task(_caught(lambda: slow.ensure(older)))
+        async with asyncio.timeout(10):
+            await held.reached.wait()
+        made = await world.containers.ensure(newer)
+        held.go.set()
+    error = late.result()
+    assert isinstance(error, DriverRefused)
+    assert error.detail["reason"] == "fenced"
+    found = await world.containers.inspect(spec.name)
+    assert found is not None
+    assert (found.container_id, found.running) == (made.container_id, True)
+
+
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

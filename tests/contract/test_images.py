@@ -165,7 +165,9 @@ async def test_images_are_removed_by_id_only(world: World) -> None:
 
 
 @pytest.mark.real("docker", "registry")
-async def test_an_image_with_several_tags_goes_with_all_of_them(request: pytest.FixtureRequest) -> None:
+async def test_an_image_with_several_tags_goes_with_all_of_them_or_stays_with_all(
+    request: pytest.FixtureRequest,
+) -> None:
     async with made_world(request, "real") as world:
         assert isinstance(world, RealWorld)
         image = await world.images.pull(await world.publish("v1"))
@@ -173,6 +175,12 @@ async def test_an_image_with_several_tags_goes_with_all_of_them(request: pytest.
         async with world.engine.docker() as docker:
             await docker.images.tag(image.image_id, repository, tag="also")
             await docker.images.tag(image.image_id, f"{repository}/elsewhere", tag="v1")
+        spec = world.spec(image)
+        await world.containers.ensure(spec)
+        assert await world.images.remove(image.image_id) is False
+        assert await world.images.find(f"{repository}:also") is not None
+        assert await world.images.find(image.reference) is not None
+        await world.containers.remove(spec.name, fence=1)
         assert await world.images.remove(image.image_id) is True
         assert await world.images.find(image.image_id) is None
         assert await world.images.find(f"{repository}:also") is None

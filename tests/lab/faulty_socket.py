@@ -7,7 +7,7 @@ import contextlib
 import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 LIMIT = 1024 * 1024
@@ -16,13 +16,15 @@ LIMIT = 1024 * 1024
 @dataclass
 class Order:
     """What happens to requests that match: `lose` (done, no answer), `refuse` (not done, no answer), `cut` (half an
-    answer) or `hang` (not done, silence). It happens `times` times."""
+    answer), `hang` (not done, silence) or `hold` (waits until `go` is set). It happens `times` times."""
 
     kind: str
     pattern: re.Pattern[str]
     times: int
     cut_after: int = 0
     struck: int = 0
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class FaultySocket:
@@ -50,6 +52,10 @@ class FaultySocket:
         if order is not None and order.kind == "hang":
             await reader.read()
             return
+        if order is not None and order.kind == "hold":
+            order.reached.set()
+            await order.go.wait()
+            order = None
         length = re.search(rb"content-length: *(\d+)", head, re.I)
         body = await reader.readexactly(int(length[1])) if length else b""
         answer, upstream = await asyncio.open_unix_connection(self._upstream, limit=LIMIT)

@@ -105,9 +105,16 @@ def test_lines_come_whole_however_the_stream_is_cut(data: st.DataObject) -> None
 
 def test_a_line_in_several_frames_is_joined_and_both_outputs_are_kept_apart() -> None:
     reader = LogLines()
-    parts = _frame(STAMP + b"one ") + _frame(STAMP + b"err\n", 2) + _frame(STAMP + b"line\n") + _frame(STAMP + b"end")
-    assert [line[31:] for line in reader.feed(parts)] == ["err", "one line"]
-    assert [line[31:] for line in reader.rest()] == ["end"]
+    long = b"x" * 16384
+    parts = _frame(STAMP + long) + _frame(STAMP + b"err\n", 2) + _frame(STAMP + b" end\n") + _frame(STAMP + long)
+    assert [line[31:] for line in reader.feed(parts)] == ["err", long.decode() + " end"]
+    assert [line[31:] for line in reader.rest()] == [long.decode()]
+
+
+def test_the_last_words_of_a_process_are_a_line_of_their_own() -> None:
+    reader = LogLines()
+    lines = reader.feed(_frame(STAMP + b"no newline") + _frame(STAMP + b"after the restart\n"))
+    assert [line[31:] for line in lines] == ["no newline", "after the restart"]
 
 
 def test_an_endless_line_is_cut_and_wrong_bytes_are_replaced() -> None:
