@@ -70,7 +70,8 @@ class CaddyAdmin:
         if status != 200:
             raise _refused(status, body)
         try:
-            return Read(json.loads(body), tag or body_tag(path, body))
+            # In a thread: at 1,000 sites the old tag takes a tenth of a second.
+            return Read(json.loads(body), tag or await asyncio.to_thread(body_tag, path, body))
         except ValueError:
             raise DriverRefused(
                 f"what answers at {self._address} is no caddy admin endpoint", hint="Check the proxy's admin address."

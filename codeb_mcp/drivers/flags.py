@@ -124,7 +124,21 @@ class FlagTraffic:
                 seen=seen,
             )
         if fence > seen:
-            self._replace(path, str(fence).encode())
+            self._write_fence(path, fence)
+
+    def _write_fence(self, path: Path, fence: int) -> None:
+        content = f"{fence:019d}\n".encode()
+        if not path.exists():
+            self._replace(path, content)
+            return
+        # One write of always the same 20 bytes within one disk sector: it is there whole or not at all, and costs a
+        # third of a new file.
+        file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(file, content, 0)
+            os.fdatasync(file)
+        finally:
+            os.close(file)
 
     def _appear(self, key: str, state: str) -> None:
         self._replace(self._path(key, state), b"")
@@ -188,7 +202,7 @@ def _read_fence(path: Path) -> int:
         text = path.read_bytes()
     except FileNotFoundError:
         return 0
-    if not re.fullmatch(rb"[0-9]{1,19}", text):
+    if not re.fullmatch(rb"[0-9]{19}\n", text):
         raise DriverRefused(
             f"the fence file {path.name} is damaged",
             hint="Look at what it holds; remove it when no run on this environment is under way.",

@@ -21,6 +21,8 @@ from typing import Any
 
 import h11
 
+from tests.bench.http2 import Http2, Trouble
+
 SLOT_HEADER = "x-codeb-slot"
 LIMIT_SECONDS = 15.0
 READ = 65536
@@ -72,10 +74,6 @@ class Report:
             for outcome, n in sorted(counts.items())
             if outcome != "served"
         }
-
-
-class Trouble(Exception):
-    """A request that was not served; the text is its outcome."""
 
 
 class Hammer:
@@ -138,7 +136,7 @@ class Hammer:
             await asyncio.sleep(0.01)  # where nothing listens, a tight loop would only count itself
         self.report.note(kind, outcome, slot)
 
-    # HTTP/2: the pool of the client library multiplexes the lanes of one connection.
+    # HTTP/2: four connections, each shared by several lanes.
 
     async def _lane2(self, kinds: list[str], lane: int) -> None:
         client = self._http2(lane)
@@ -263,47 +261,6 @@ class Wire:
             self._parser.start_next_cycle()
         else:
             await self.close()
-
-
-class Http2:
-    """One HTTP/2 connection shared by several lanes. The library opens another one when the server has said goodbye and
-    never sends a request twice (`retries=0`)."""
-
-    def __init__(self, target: Target) -> None:
-        import httpx2
-
-        self._target = target
-        limits = httpx2.Limits(max_connections=1, max_keepalive_connections=1)
-        transport = httpx2.AsyncHTTPTransport(
-            verify=target.tls() or True, http1=False, http2=True, retries=0, limits=limits, trust_env=False
-        )
-        self._client = httpx2.AsyncClient(
-            transport=transport,
-            base_url=f"https://{target.address}:{target.port}",
-            timeout=LIMIT_SECONDS,
-            trust_env=False,
-        )
-
-    async def ask(self, method: str, path: str, body: bytes) -> tuple[int, str | None, bytes]:
-        """One request, written once: status, slot and body of the answer; raises Trouble."""
-        import httpx2
-
-        try:
-            answer = await self._client.request(
-                method, path, content=body or None, headers={"Host": self._target.host},
-                extensions={"sni_hostname": self._target.host},
-            )  # fmt: skip
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            raise Trouble(f"failed: no connection, {type(error).__name__}") from error
-        except httpx2.HTTPError as error:
-            raise Trouble(f"lost: {type(error).__name__}") from error
-        if answer.http_version != "HTTP/2":
-            raise Trouble(f"failed: spoke {answer.http_version}")
-        return answer.status_code, answer.headers.get(SLOT_HEADER), answer.content
-
-    async def close(self) -> None:
-        """Let go of the connection."""
-        await self._client.aclose()
 
 
 def _word(error: Exception) -> str:

@@ -20,7 +20,7 @@ from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeTraffic
 from codeb_mcp.drivers.flags import FlagTraffic
 from codeb_mcp.drivers.probe import HttpProber
 from codeb_mcp.drivers.protocols import Traffic
-from codeb_mcp.model.errors import InvalidRequest, LeaseLost, LockHeld
+from codeb_mcp.model.errors import DriverRefused, InvalidRequest, LeaseLost, LockHeld
 from codeb_mcp.model.names import Slot
 from codeb_mcp.model.routes import Site
 from tests.bench.hammer import Hammer, Target
@@ -140,6 +140,16 @@ def test_green_wins_over_an_off_flag_that_a_crash_left_and_the_next_switch_is_ri
     assert names == {f"{KEY}.fence", f"{KEY}.{'off' if end is None else end.value}"}
 
 
+@pytest.mark.parametrize("content", [b"", b"12", b"-1", b"0000000000000000001", b"000000000000000001x\n", b"\0" * 20])
+def test_a_damaged_fence_is_refused_not_guessed(tmp_path: Path, content: bytes) -> None:
+    traffic = FlagTraffic(tmp_path)
+    traffic.switch(KEY, Slot.GREEN, fence=1)
+    (tmp_path / f"{KEY}.fence").write_bytes(content)
+    with pytest.raises(DriverRefused, match="damaged"):
+        traffic.switch(KEY, Slot.BLUE, fence=2)
+    assert traffic.live(KEY) is Slot.GREEN
+
+
 def test_a_process_that_was_stopped_in_a_switch_makes_others_give_up_after_a_while(tmp_path: Path) -> None:
     traffic = FlagTraffic(tmp_path, lock_seconds=0.05)
     traffic.switch(KEY, Slot.GREEN, fence=1)
@@ -174,7 +184,7 @@ def test_processes_that_fight_leave_one_state_and_the_highest_fence(tmp_path: Pa
     results.close()
     assert all(accepted + refused == 200 for _, accepted, refused in seen)
     assert traffic.live(KEY) in (Slot.BLUE, Slot.GREEN)
-    assert (tmp_path / f"{KEY}.fence").read_text() == "200"
+    assert int((tmp_path / f"{KEY}.fence").read_text()) == 200
     assert len([path for path in tmp_path.iterdir() if path.suffix in (".green", ".off", ".blue")]) == 1
     with pytest.raises(LeaseLost):
         traffic.switch(KEY, None, fence=199)
