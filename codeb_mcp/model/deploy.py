@@ -1,7 +1,9 @@
 """The deploy machine: put a release into the idle slot and prove it healthy, or leave no trace.
 
 Each step's name on the wire is one of those existing workflows read (`pull_image`, `cleanup_container`, …). A failure at
-any point removes the new container; the live slot is never touched by any path through the table.
+any point removes the new container and its record; the live slot is never touched by any path through the table.
+
+Steps that write the registry cannot be cancelled half-way: whether the write came through would then be unknown.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class Phase(StrEnum):
     RECORDING = "recording"
     PUBLISHING = "publishing"
     PROMOTING = "promoting"
+    FORGETTING = "forgetting"
     UNDOING = "undoing"
     READY = "ready"
     FAILED = "failed"
@@ -48,9 +51,10 @@ NEXT: Mapping[tuple[Phase, bool], Phase] = {
     (P.CHECKING, True): P.RECORDING,
     (P.CHECKING, False): P.UNDOING,
     (P.RECORDING, True): P.PUBLISHING,
-    (P.RECORDING, False): P.UNDOING,
+    (P.RECORDING, False): P.FORGETTING,
     (P.PUBLISHING, True): P.READY,
     (P.PUBLISHING, False): P.READY,
+    (P.FORGETTING, True): P.UNDOING,
     (P.UNDOING, True): P.FAILED,
 }
 
@@ -129,16 +133,20 @@ class Deploy:
         done = isinstance(outcome, Done)
         if (self.phase, done) not in NEXT:
             raise ValueError(f"a deploy that is {self.phase} cannot take {outcome!r}")
-        following = self._settled(replace(self, phase=NEXT[self.phase, done], **self._learnt(outcome)))
+        after = P.FORGETTING if self._is_called_off(outcome) else NEXT[self.phase, done]
+        following = self._settled(replace(self, phase=after, **self._learnt(outcome)))
         if following.phase is Phase.READY and self.plan.promotion is not None:
             return replace(following, phase=Phase.PROMOTING, promotion=Switch(following._promotion_plan()))
         return following
 
+    def _is_called_off(self, outcome: Outcome) -> bool:
+        """A preview that does not answer is a warning; a cancel at that step still undoes the deploy."""
+        return self.phase is P.PUBLISHING and isinstance(outcome, Failed) and outcome.code == "cancelled"
+
     def _learnt(self, outcome: Outcome) -> dict[str, Any]:
         if isinstance(outcome, Failed):
-            return (
-                {"published": {"problem": outcome.message}} if self.phase is Phase.PUBLISHING else {"failure": outcome}
-            )
+            warns = self.phase is P.PUBLISHING and not self._is_called_off(outcome)
+            return {"published": {"problem": outcome.message}} if warns else {"failure": outcome}
         slot = {P.PULLING: "pulled", P.STARTING: "started", P.CHECKING: "proven", P.PUBLISHING: "published"}
         return {slot[self.phase]: outcome.data} if self.phase in slot else {}
 
@@ -175,7 +183,8 @@ def _pull(d: Deploy) -> Action:
 
 def _empty(d: Deploy) -> Action:
     says = f"empty slot {d.plan.slot} in the registry"
-    return Action("empty_slot", "cleanup_container", {"key": d.plan.key, "slot": d.plan.slot.value}, says=says)
+    detail = {"key": d.plan.key, "slot": d.plan.slot.value}
+    return Action("empty_slot", "cleanup_container", detail, cancellable=False, says=says)
 
 
 def _clean(d: Deploy) -> Action:
@@ -185,6 +194,11 @@ def _clean(d: Deploy) -> Action:
         "remove_container", "cleanup_container", detail,
         deadline_seconds=deadline, says=f"remove what is left of {d.plan.container}",
     )  # fmt: skip
+
+
+def _forget(d: Deploy) -> Action:
+    says = f"strike {d.plan.version} from slot {d.plan.slot} again"
+    return replace(_empty(d), step="update_registry", undo=True, says=says)
 
 
 def _undo(d: Deploy) -> Action:
@@ -221,7 +235,8 @@ def _record(d: Deploy) -> Action:
         "health_status": "unknown" if d.plan.skip_healthcheck else "healthy", "env_hash": d.started.get("envHash"),
     }  # fmt: skip
     detail = {"key": d.plan.key, "slot": d.plan.slot.value, "by": d.plan.by, "release": release}
-    return Action("record_release", "update_registry", detail, says=f"write slot {d.plan.slot} into the registry")
+    says = f"write slot {d.plan.slot} into the registry"
+    return Action("record_release", "update_registry", detail, cancellable=False, says=says)
 
 
 def _publish(d: Deploy) -> Action:
@@ -231,5 +246,5 @@ def _publish(d: Deploy) -> Action:
 
 _ACTIONS = {
     P.PULLING: _pull, P.EMPTYING: _empty, P.CLEANING: _clean, P.STARTING: _start, P.CHECKING: _check,
-    P.RECORDING: _record, P.PUBLISHING: _publish, P.UNDOING: _undo,
+    P.RECORDING: _record, P.PUBLISHING: _publish, P.FORGETTING: _forget, P.UNDOING: _undo,
 }  # fmt: skip
