@@ -91,7 +91,8 @@ class Life:
         seconds = self.journal.header.deadline_seconds
         timer = asyncio.get_running_loop().call_later(seconds, self.stop.ask, _too_long(seconds))
         news = _News(self.journal.header.run_id, len(walk(machine)), self.listeners)
-        performer = Performer(self.services, self.lease.fence, self.journal.header.kind, news.within)
+        installation = await self.services.store.identity()
+        performer = Performer(self.services, installation, self.lease.fence, self.journal.header.kind, news.within)
         try:
             await drive(machine, self.journal, performer.perform, news.step, self.stop, summary)
         finally:

@@ -10,6 +10,7 @@ from codeb_mcp.model.errors import CodebError
 from codeb_mcp.model.names import Slot, lease_name, split_environment_key
 from codeb_mcp.model.slot import Slots, SlotState
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.perform import INSTALLATION
 from codeb_mcp.operations.state import environments, site_of
 
 
@@ -17,7 +18,8 @@ async def observe(services: Services, slots: list[Slots]) -> World:
     """The engine, the flags, the kernel's ports and the proxy, as they are now. Raises the engine's error; a proxy that
     cannot be asked is left open, so that an outage is not taken for missing routes."""
     every = await services.drivers.containers.list(managed=False)
-    ours = {one.name: _seen(one) for one in every if "codeb.project" in one.labels}
+    installation = await services.store.identity()
+    ours = {one.name: _seen(one) for one in every if is_ours(one, installation)}
     container_ports = {port for one in every if one.running for port in one.host_ports}
     own_ports = {port for seen in ours.values() for port in seen.host_ports}
     keys = [one.key for one in slots]
@@ -28,6 +30,11 @@ async def observe(services: Services, slots: list[Slots]) -> World:
         routes=await _routes(services, slots),
         foreign_ports=frozenset((services.drivers.ports.listening() | container_ports) - own_ports),
     )
+
+
+def is_ours(one: Container, installation: str) -> bool:
+    """Whether the container is of this installation; one without the installation's label is of an earlier version."""
+    return "codeb.project" in one.labels and one.labels.get(INSTALLATION, installation) == installation
 
 
 def _seen(one: Container) -> SeenContainer:

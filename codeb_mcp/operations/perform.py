@@ -21,6 +21,8 @@ from codeb_mcp.operations.health_gate import require_image, wait_healthy
 from codeb_mcp.operations.state import change_slots, find_slots, load_slots, site_of, url_of
 from codeb_mcp.registry.store import Fence
 
+INSTALLATION = "codeb.installation"
+"""Label with the registry's lineage: several installations may share an engine."""
 VERIFY_TRIES = 5
 VERIFY_PAUSE_SECONDS = 0.1
 DRAIN_PAUSE_SECONDS = 0.1
@@ -43,10 +45,11 @@ def step(name: str) -> Callable[[Step], Step]:
 class Performer:
     """Carries out the actions of one run under its fence."""
 
-    def __init__(self, services: Services, fence: Fence, kind: str, report: Report) -> None:
+    def __init__(self, services: Services, installation: str, fence: Fence, kind: str, report: Report) -> None:
         self.services = services
         self.drivers = services.drivers
         self.store = services.store
+        self.installation = installation
         self.fence = fence
         self.kind = kind
         self.report = report
@@ -113,10 +116,22 @@ async def empty_slot(run: Performer, action: Action) -> Mapping[str, Any]:
 @step("remove_container")
 async def remove_container(run: Performer, action: Action) -> Mapping[str, Any]:
     """Stop and remove it, if it is there."""
+    await require_ours(run, action.detail["name"])
     removed = await run.drivers.containers.remove(
         action.detail["name"], fence=run.fence.token, stop_timeout_seconds=action.detail["stopTimeout"]
     )
     return {"removed": removed}
+
+
+async def require_ours(run: Performer, name: str) -> None:
+    """Raise DriverRefused when the container of that name belongs to another installation on the same engine."""
+    found = await run.drivers.containers.inspect(name)
+    if found is not None and found.labels.get(INSTALLATION, run.installation) != run.installation:
+        raise DriverRefused(
+            f"container {name} belongs to another installation on this engine",
+            hint="Use another project name, or another engine.",
+            container=name,
+        )
 
 
 @step("start_container")
@@ -135,7 +150,7 @@ def container_spec(run: Performer, detail: Mapping[str, Any]) -> tuple[Container
         "codeb.project": detail["project"], "codeb.environment": detail["environment"], "codeb.slot": detail["slot"],
         "codeb.version": detail["version"], "codeb.team": detail["team"], "codeb.run": detail["run"],
         "codeb.digest": detail["digest"] or "", "codeb.fence": str(run.fence.token),
-        "codeb.deployed_at": run.drivers.clock.now().isoformat(),
+        INSTALLATION: run.installation, "codeb.deployed_at": run.drivers.clock.now().isoformat(),
     }  # fmt: skip
     spec = ContainerSpec(
         name=detail["name"],

@@ -16,6 +16,7 @@ from codeb_mcp.model.names import Environment, Slot, environment_key
 from codeb_mcp.model.rebuild import Remains, slots_from_remains
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.observe import is_ours
 from codeb_mcp.operations.setup import SSOT_VERSION
 from codeb_mcp.operations.state import parse_slots
 from codeb_mcp.registry.files import FileStore
@@ -53,8 +54,9 @@ async def _remains(services: Services, done: list[Rebuilt]) -> dict[str, list[Re
     except CodebError as error:
         done.append(Rebuilt("engine", "lost", f"{error.message}: only kept versions are used"))
         return found
+    installation = await services.store.identity()
     for one in containers:
-        remains = read_labels(one)
+        remains = read_labels(one) if is_ours(one, installation) else None
         if remains is not None:
             found[environment_key(remains.project, remains.environment)].append(remains)
     return found

@@ -56,6 +56,12 @@ class FileStore:
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="registry-write")
         self._reading = ThreadPoolExecutor(4, thread_name_prefix="registry-read")
 
+    async def identity(self) -> str:
+        """The registry's lineage; made at the first use of the folder."""
+        if not self._folder.versions.lineage:
+            await self._write(self._folder.open)
+        return self._folder.versions.lineage
+
     async def get(self, key: str) -> Stored | None:
         """The document, or None when there certainly is none. One stat when it is unchanged since the last call."""
         with refusals(f"read {check_key(key)}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -18,11 +19,16 @@ class MemoryStore:
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
         self._clock = clock
+        self._identity = secrets.token_hex(16)
         self._documents: dict[str, Stored] = {}
         self._reached: dict[str, int] = {}
         self._leases: dict[str, Holding] = {}
         self._changed = asyncio.Condition()
         self._history: list[str] = []
+
+    async def identity(self) -> str:
+        """A lineage of its own."""
+        return self._identity
 
     async def get(self, key: str) -> Stored | None:
         """The document, or None when there is none."""

@@ -66,6 +66,10 @@ class StateStore(Protocol):
     `LeaseLost` when a fence is old. "Not found" is None and is only ever said when it is certain.
     """
 
+    async def identity(self) -> str:
+        """The registry's lineage: never changes, and no other registry has it."""
+        ...
+
     async def get(self, key: str) -> Stored | None:
         """The document, or None when there certainly is none."""
         ...

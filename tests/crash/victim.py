@@ -6,6 +6,7 @@ durable, nothing has happened), `after` (it has happened, its outcome is not dur
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
@@ -74,4 +75,4 @@ def arm(order: str) -> None:
 
 if __name__ == "__main__":
     arm(os.environ["VICTIM_DIES"])
-    serve(load())
+    asyncio.run(serve(load()))

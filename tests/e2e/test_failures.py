@@ -59,7 +59,7 @@ async def test_a_release_that_never_gets_healthy_never_goes_live(
     installation: Installation, sample_images: SampleImages, unique: str, version: str, knobs: dict[str, str], code: str
 ) -> None:
     await live(installation, sample_images, unique)
-    image = await sample_images.pushed(version, **knobs)
+    image = await sample_images.pushed(version, **knobs)  # type: ignore[arg-type]
     with Hammer(installation.caddy.port, f"{unique}.apps.test") as hammer:
         reply = installation.call("deploy", projectName=unique, image=image, autoPromote=True, **PRODUCTION)
     check_refusal(reply, 424, code)

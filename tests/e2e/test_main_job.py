@@ -75,7 +75,7 @@ async def test_the_returned_preview_address_answers_whatever_is_live(
         ["curl", "-sf", "-H", f"Host: {host}", f"http://127.0.0.1:{installation.caddy.port}/version"],
         capture_output=True, text=True, timeout=20, check=True,
     )  # fmt: skip
-    assert answer.stdout == "v1"
+    assert answer.stdout.strip() == "v1"
 
 
 PIPELINE = """set -e

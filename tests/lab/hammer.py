@@ -46,7 +46,7 @@ class Hammer:
                     method, self.path, body=b"x" if method == "POST" else None, headers={"Host": self.host}
                 )
                 answer = connection.getresponse()
-                body = answer.read().decode()
+                body = answer.read().decode().strip()
             except (OSError, http.client.HTTPException) as error:
                 with self._lock:
                     self.lost.append(f"{method}: {type(error).__name__}: {error}")

@@ -176,10 +176,10 @@ class Installation:
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, answer.read().decode(), answer.headers.get("X-CodeB-Slot", "")
+                return answer.status, answer.read().decode().strip(), answer.headers.get("X-CodeB-Slot", "")
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, error.read().decode(), error.headers.get("X-CodeB-Slot", "")
+                return error.code, error.read().decode().strip(), error.headers.get("X-CodeB-Slot", "")
 
     def remove(self) -> None:
         """End the server and take the containers of this installation's projects away."""
