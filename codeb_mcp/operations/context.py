@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from codeb_mcp.drivers.protocols import Clock, Containers, Images, Ports, Prober, Proxy, Traffic
@@ -65,7 +66,7 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything an installation consists of."""
+    """Everything an installation consists of. `allocation`: whoever hands out ports in this process holds it."""
 
     settings: Settings
     drivers: Drivers
@@ -73,6 +74,7 @@ class Services:
     trail: Trail
     runs: Runs
     log: Any
+    allocation: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def store(self) -> StateStore:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import Sequence
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +19,7 @@ from codeb_mcp.operations.state import find_slots, load_ssot, parse_project, slo
 from codeb_mcp.registry.store import Change, Document, Stored
 
 TRIES = 50
+PAUSE_SECONDS = 0.02
 
 
 async def ports_in_use(services: Services) -> set[int]:
@@ -41,26 +44,36 @@ async def ensure_environment(services: Services, project: str, environment: Envi
     return found
 
 
-async def add_environments(
-    services: Services, project: str, entry: dict[str, Any], environments: Sequence[Environment], *extra: Change
-) -> None:
-    """Reserve ports and write project entry and slots in one commit; loses no race. `extra` changes ride along once.
+async def nothing_else() -> list[Change]:
+    """No further changes."""
+    return []
 
-    Raises Conflict when no port is free or `extra` is stale.
+
+async def add_environments(
+    services: Services,
+    project: str,
+    entry: dict[str, Any],
+    environments: Sequence[Environment],
+    also: Callable[[], Awaitable[list[Change]]] = nothing_else,
+) -> None:
+    """Reserve ports and write project entry and slots in one commit; loses no race. What `also` answers rides along.
+
+    Callers of this process take turns; those of other processes are noticed by the versions. Raises Conflict when no
+    port is free.
     """
     busy = await ports_in_use(services)
-    for _ in range(TRIES):
-        stored = await services.store.get("ssot")
-        if stored is None:
-            raise NotFound("the registry is empty", hint="Run `codeb init` first.")
-        changes = await _changes(services, stored, project, entry, environments, busy)
-        try:
-            await services.store.commit([*changes, *extra])
-        except Conflict as conflict:
-            if any(conflict.detail.get("key") == change.key for change in extra):
-                raise
-            continue
-        return
+    async with services.allocation:
+        for _ in range(TRIES):
+            stored = await services.store.get("ssot")
+            if stored is None:
+                raise NotFound("the registry is empty", hint="Run `codeb init` first.")
+            changes = await _changes(services, stored, project, entry, environments, busy)
+            try:
+                await services.store.commit([*changes, *await also()])
+            except Conflict:
+                await asyncio.sleep(random.uniform(0, PAUSE_SECONDS))
+                continue
+            return
     raise Conflict("the registry kept changing", hint="Try again.")
 
 

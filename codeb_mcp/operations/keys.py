@@ -101,7 +101,8 @@ class KeyRing:
         )
 
     async def _find(self, store: StateStore, text: str) -> KeyRecord | None:
-        if not looks_like_key(text):
+        wanted = key_hash(text)
+        if wanted not in self._by_hash and not looks_like_key(text):
             return None
         stored = await store.get("api-keys")
         if stored is None:
@@ -110,7 +111,6 @@ class KeyRing:
             records = (KeyRecord.model_validate(dict(entry)) for entry in stored.doc.get("keys", {}).values())
             self._by_hash = {record.key_hash: record for record in records}
             self._version = stored.version
-        wanted = key_hash(text)
         record = self._by_hash.get(wanted)
         return record if record is not None and secrets.compare_digest(record.key_hash, wanted) else None
 

@@ -124,8 +124,7 @@ async def project_create(ctx: Context, request: ProjectCreateRequest) -> Project
     if request.domain and existing is None:
         await require_free_hosts(ctx.services, name, [request.domain])
     entry = existing or _new_entry(ctx, request)
-    teams = await _team_change(ctx, team, name)
-    await add_environments(ctx.services, name, entry, request.environments, *teams)
+    await add_environments(ctx.services, name, entry, request.environments, lambda: _team_change(ctx, team, name))
     warnings = await publish_routes(ctx.services, name, request.environments)
     result = await describe(ctx.services, name)
     return result.model_copy(update={"created": existing is None, "warnings": warnings})

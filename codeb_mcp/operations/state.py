@@ -23,12 +23,26 @@ def slots_key(project: str, environment: Environment | str) -> str:
     return f"slots/{environment_key(project, environment)}"
 
 
+_PARSED: dict[str, tuple[Document, Slots]] = {}
+_PARSED_LIMIT = 4096
+
+
 def parse_slots(key: str, doc: Document) -> Slots:
-    """The slots of a document; raises RegistryDamaged with the field that is wrong."""
+    """The slots of a document; raises RegistryDamaged with the field that is wrong.
+
+    The store hands out the same object until the file changes, so the same object is parsed once.
+    """
+    known = _PARSED.get(key)
+    if known is not None and known[0] is doc:
+        return known[1]
     try:
-        return Slots.model_validate(dict(doc))
+        slots = Slots.model_validate(dict(doc))
     except ValidationError as error:
         raise _damaged(key, error) from None
+    if len(_PARSED) >= _PARSED_LIMIT:
+        _PARSED.clear()
+    _PARSED[key] = (doc, slots)
+    return slots
 
 
 def parse_project(name: str, entry: Mapping[str, Any]) -> Project:

@@ -169,7 +169,7 @@ class Installation:
         return {row["Names"][0].lstrip("/"): row for row in rows}
 
     def ask_public(self, project: str, path: str = "/version", environment: str = "production") -> tuple[int, str, str]:
-        """`(status, body, slot)` of a request over the proxy."""
+        """`(status, body, slot)` of a request over the proxy; status 0 when it cannot be reached."""
         label = project if environment == "production" else f"{project}-{environment}"
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.caddy.port}{path}", headers={"Host": f"{label}.apps.test"}
@@ -180,6 +180,8 @@ class Installation:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode().strip(), error.headers.get("X-CodeB-Slot", "")
+        except OSError:
+            return 0, "", ""
 
     def remove(self) -> None:
         """End the server and take the containers of this installation's projects away."""
