@@ -34,9 +34,15 @@ _ASSIGNED = re.compile(
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{8,}")
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s:/@]*):[^\s/@]+@")
 
+_SHORTEST = 14
+"""No shape, and no `basic` with its credentials, is shorter; an assignment or a URL has one of the signs of `_MAYBE`."""
+_MAYBE = re.compile(r"[=:]")
+
 
 def redact_text(text: str) -> str:
     """The text with everything that looks like a secret masked."""
+    if len(text) < _SHORTEST and not _MAYBE.search(text):
+        return text
     text = _SHAPES.sub(MASK, text)
     text = _URL.sub(rf"\1:{MASK}@", text)
     text = _BEARER.sub(rf"\1\2{MASK}", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -62,6 +63,7 @@ def prepare(change: Change) -> Prepared:
     return Prepared(key, change.expected, doc, body)
 
 
+@functools.lru_cache(8192)
 def check_key(key: str) -> str:
     """The key itself; raises `InvalidRequest` unless it names a document inside the registry."""
     last = key.rsplit("/", 1)[-1]
