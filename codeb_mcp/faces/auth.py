@@ -33,6 +33,8 @@ from codeb_mcp.operations.keys import KeyRing
 
 OPEN = frozenset({"/health", "/metrics"})
 """Paths that need no key."""
+SESSIONS = ("/mcp", "/sse", "/messages")
+"""Paths whose sessions the SDK keeps."""
 STREAMS = frozenset({"/mcp", "/sse", "/api/logs/stream"})
 """A GET of these goes on until somebody ends it."""
 LOOK_SECONDS = 0.5
@@ -111,7 +113,8 @@ class Guard:
             return
         caller = await self.authenticate(scope, headers)
         scope[CALLER] = caller
-        scope["user"] = _user(caller)
+        if scope["path"].startswith(SESSIONS):
+            scope["user"] = _user(caller)
         if scope["method"] == "POST":
             receive = await self._body(scope, headers, receive)
         if scope["method"] == "GET" and scope["path"] in STREAMS:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import uvicorn
-from mcp.server.auth.middleware.auth_context import AuthContextMiddleware
 from mcp.server.context import ServerRequestContext
 from mcp.server.sse import SseServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
@@ -226,7 +226,7 @@ def build_app(services: Services, *, background: Sequence[Any] = ()) -> Starlett
 
     return Starlette(
         lifespan=lifespan,
-        middleware=[Middleware(Guard, services=services, ring=KeyRing()), Middleware(AuthContextMiddleware)],
+        middleware=[Middleware(Guard, services=services, ring=KeyRing())],
         exception_handlers={HTTPException: _not_served},
         routes=[
             Route("/api/tool", _Endpoint(api.tool), methods=["POST"]),
@@ -264,4 +264,6 @@ async def serve(settings: Settings) -> None:
             timeout_keep_alive=75,
             ws="none",
         )
+        gc.collect()
+        gc.freeze()  # what is there by now stays: the collector need not look at it again and again
         await uvicorn.Server(config).serve()
