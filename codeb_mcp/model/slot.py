@@ -200,9 +200,9 @@ def choose_slot(slots: Slots, now: datetime, *, force: bool) -> Slot | Refusal:
 
 
 def _idle_of_two(slots: Slots) -> Slot:
-    """With nothing live, a waiting release is replaced rather than joined by a second one."""
-    waiting = slots.in_state(SlotState.DEPLOYED)
-    return waiting.name if waiting else Slot.BLUE
+    """With nothing live, a waiting release is replaced rather than joined by a second one; else a free slot is taken."""
+    idle = slots.in_state(SlotState.DEPLOYED) or slots.in_state(SlotState.EMPTY)
+    return idle.name if idle else Slot.BLUE
 
 
 def rollback_target(slots: Slots, now: datetime) -> SlotRecord | Refusal:
