@@ -92,8 +92,19 @@ def in_scope(scopes: tuple[str, ...], kind: str, value: str | None) -> bool:
     if value is None:
         return False
     if kind == "source":
-        return any(ip_address(value) in ip_network(text, strict=False) for text in wanted)
+        return any(_is_within(value, text) for text in wanted)
     return any(fnmatchcase(value, text) for text in wanted)
+
+
+def _is_within(source: str, span: str) -> bool:
+    """Whether the address lies in the range; a text that is no address lies in none. A dual-stack listener tells IPv4
+    callers as `::ffff:192.0.2.1`, and they are the same callers."""
+    try:
+        address = ip_address(source)
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address in ip_network(span, strict=False)
 
 
 class KeyRecord(BaseModel):
