@@ -55,6 +55,7 @@ class Loss:
     lost: int
     failed: int
     median_ms: float
+    kinds: dict[str, dict[str, int]]
     troubles: dict[str, int]
 
 
@@ -92,7 +93,8 @@ async def measure_loss(name: str, *, which: str, tls: bool, switches: int) -> Lo
     report, wire = hammer.report, "TLS, HTTP/2" if tls else "HTTP/1.1"
     lost, failed = report.total("lost"), report.total("failed")
     median = statistics.median(times) * 1000
-    return Loss(title, wire, which, switches, report.served, lost, failed, median, report.troubles)
+    kinds = {kind: dict(counts) for kind, counts in sorted(report.kinds.items())}
+    return Loss(title, wire, which, switches, report.served, lost, failed, median, kinds, report.troubles)
 
 
 async def measure_cost(count: int, *, which: str, rounds: int) -> Cost:

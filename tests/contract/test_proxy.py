@@ -37,7 +37,9 @@ def foreign_config(server: CaddyServer) -> dict[str, Any]:
     ours = {**FOREIGN, "listen": [f":{server.port}"]}
     other = {**FOREIGN, "listen": [f"unix/{server.folder}/other.sock"], "routes": FOREIGN["routes"][1:]}
     tls = {"automation": {"policies": [{"subjects": ["theirs.test"], "issuers": [{"module": "internal"}]}]}}
-    return {"http": {"servers": {"shared": ours, "other": other}}, "tls": tls}
+    # Without this, Caddy would put its root certificate into this machine's trust store.
+    pki = {"certificate_authorities": {"local": {"install_trust": False}}}
+    return {"http": {"servers": {"shared": ours, "other": other}}, "tls": tls, "pki": pki}
 
 
 # --- every proxy

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import multiprocessing
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from itertools import product
 from pathlib import Path
@@ -23,7 +25,7 @@ from codeb_mcp.drivers.protocols import Traffic
 from codeb_mcp.model.errors import DriverRefused, InvalidRequest, LeaseLost, LockHeld
 from codeb_mcp.model.names import Slot
 from codeb_mcp.model.routes import Site
-from tests.bench.hammer import Hammer, Target
+from tests.bench.hammer import Hammer, Target, Wire
 from tests.contract.edges import Case, RealCase, site, until
 
 KEY = "shop-production"
@@ -234,6 +236,30 @@ async def test_a_release_cannot_pretend_to_be_the_other_slot(real: RealCase) -> 
     real.traffic.switch(KEY, Slot.BLUE, fence=1)
     answer = await real.prober.public(shop.hosts[0], "/lie", timeout_seconds=10)
     assert (answer.body_head, answer.slot) == ("liar", "blue")
+
+
+async def test_switching_on_to_green_never_shows_the_empty_blue_slot(real: RealCase) -> None:
+    shop = await _shop(real)
+    await real.serve(shop.green_port, "green")
+    target, statuses, done = Target("127.0.0.1", real.server.port, shop.hosts[0]), Counter[int](), asyncio.Event()
+
+    async def ask() -> None:
+        wire = Wire(target)
+        while not done.is_set():
+            statuses[(await wire.ask("GET", "/", b""))[0]] += 1
+        await wire.close()
+
+    def switch() -> None:
+        for _ in range(400):
+            real.traffic.switch(KEY, Slot.GREEN, fence=1)
+            real.traffic.switch(KEY, None, fence=1)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for _ in range(16):
+            group.create_task(ask())
+        await asyncio.to_thread(switch)
+        done.set()
+    assert set(statuses) == {200, 503}, statuses
 
 
 @pytest.mark.parametrize("kill", [False, True])
