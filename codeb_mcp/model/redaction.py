@@ -12,8 +12,8 @@ from typing import Any
 
 MASK = "***"
 _KEY = re.compile(
-    r"(?i)(pass(word|wd|phrase)?|secret|token|api[_-]?key|apikey|private[_-]?key|credential|authorization|cookie|"
-    r"client[_-]?secret|access[_-]?key|dsn|connection[_-]?string)$"
+    r"(?i)(pass(word|wd|phrase)?|secrets?|tokens?|(api|owner|private|access)[_-]?keys?|credentials?|authorization|"
+    r"cookies?|dsn|connection[_-]?string)$"
 )
 _SHAPES = re.compile(
     r"codeb_[a-z0-9-]+_(?:owner|admin|member|viewer)_[A-Za-z0-9]{16,}"
@@ -24,6 +24,8 @@ _SHAPES = re.compile(
     r"|AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,}"
     r"|npm_[A-Za-z0-9]{30,}|pypi-[A-Za-z0-9_-]{40,}|dop_v1_[a-f0-9]{40,}|hvs\.[A-Za-z0-9_-]{20,}"
     r"|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|AGE-SECRET-KEY-1[A-Z0-9]{50,}"
+    r"|dckr_(?:pat|oat)_[A-Za-z0-9_-]{20,}|shp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}|lin_api_[A-Za-z0-9]{32,}|hf_[A-Za-z0-9]{30,}"
+    r"|\b[0-9]{8,10}:AA[A-Za-z0-9_-]{32,}|(?<=hooks\.slack\.com/services/)[A-Za-z0-9/_-]{20,}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
@@ -32,11 +34,14 @@ _ASSIGNED = re.compile(
     r"credentials?)[\w-]*[\"']?\s*[=:]\s*)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&\"'}]+)"
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{8,}")
-_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s:/@]*):[^\s/@]+@")
+_HEADER = re.compile(r"(?i)\b((?:set-)?cookie:[ \t]*)[^\r\n]+")
+_OPTION = re.compile(r"(?i)(--(?:password|passwd|passphrase|token|secret|api-?key)[ \t]+)(?!-)[^\s]+")
+# Up to the last @ of the word, since passwords may hold / and @; digits and a slash after the colon are a port.
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,30}://[^\s:/@]*):(?!\d{1,5}[/?#])[^\s\"'<>]{1,300}@")
 
 _SHORTEST = 14
-"""No shape, and no `basic` with its credentials, is shorter; an assignment or a URL has one of the signs of `_MAYBE`."""
-_MAYBE = re.compile(r"[=:]")
+"""No shape, and no `basic` with its credentials, is shorter; an assignment, an option or a URL has one of the signs of `_MAYBE`."""
+_MAYBE = re.compile(r"[=:]|--")
 
 
 def redact_text(text: str) -> str:
@@ -45,7 +50,9 @@ def redact_text(text: str) -> str:
         return text
     text = _SHAPES.sub(MASK, text)
     text = _URL.sub(rf"\1:{MASK}@", text)
+    text = _HEADER.sub(rf"\1{MASK}", text)
     text = _BEARER.sub(rf"\1\2{MASK}", text)
+    text = _OPTION.sub(rf"\1{MASK}", text)
     return _ASSIGNED.sub(rf"\1{MASK}", text)
 
 
