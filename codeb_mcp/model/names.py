@@ -70,7 +70,7 @@ Version = Annotated[str, StringConstraints(pattern=VERSION_PATTERN, max_length=1
 ImageRef = Annotated[str, StringConstraints(pattern=IMAGE_PATTERN, max_length=400)]
 Domain = Annotated[str, StringConstraints(max_length=253), AfterValidator(_full_domain)]
 HttpPath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9._~/%?&=-]{0,200}$"), AfterValidator(_plain_path)]
-DisplayName = Annotated[str, StringConstraints(pattern=r"^[\w][\w .@+-]{0,79}$", max_length=80)]
+DisplayName = Annotated[str, StringConstraints(pattern=r"^\w([\w .@+-]{0,78}[\w.@+-])?$", max_length=80)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$", max_length=64)]
 IdempotencyKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_:.-]{1,128}$", max_length=128)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -95,6 +95,11 @@ def split_environment_key(key: str) -> tuple[str, Environment]:
     if not project:
         raise ValueError(f"{key!r} is no environment key")
     return project, Environment(environment)
+
+
+def lease_name(project: str, environment: str | None) -> str:
+    """The lease that a run of this project or environment holds."""
+    return f"environment/{environment_key(project, environment)}" if environment else f"project/{project}"
 
 
 def image_parts(reference: str) -> tuple[str, str | None, str | None]:
