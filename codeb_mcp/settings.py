@@ -6,9 +6,9 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from codeb_mcp.model.errors import InvalidRequest
 from codeb_mcp.model.names import Domain, Environment, Port
@@ -52,12 +52,21 @@ class ProxySettings(_Section):
     root_certificate: Path | None = None
 
 
+def _rising(span: tuple[int, int]) -> tuple[int, int]:
+    if span[0] >= span[1]:
+        raise ValueError("must be the first port and then a higher last one")
+    return span
+
+
+Range = Annotated[tuple[Port, Port], AfterValidator(_rising)]
+
+
 class PortSettings(_Section):
     """Port ranges per environment, as `[[first, last], …]`."""
 
-    production: tuple[tuple[Port, Port], ...] = ((4000, 4499),)
-    staging: tuple[tuple[Port, Port], ...] = ((4500, 4999),)
-    preview: tuple[tuple[Port, Port], ...] = ((5000, 5431),)
+    production: tuple[Range, ...] = ((4000, 4499),)
+    staging: tuple[Range, ...] = ((4500, 4999),)
+    preview: tuple[Range, ...] = ((5000, 5431),)
 
     def of(self, environment: Environment) -> tuple[tuple[int, int], ...]:
         """The ranges of one environment."""
@@ -148,4 +157,6 @@ def _read(path: Path) -> dict[str, Any]:
 def _put(values: dict[str, Any], keys: tuple[str, ...], value: str) -> None:
     for key in keys[:-1]:
         values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            return  # the file has a value where a section belongs, which is refused with its path
     values[keys[-1]] = value
