@@ -14,10 +14,12 @@ from pydantic_core import to_json
 
 from codeb_mcp.faces.calls import next_step, problem
 from codeb_mcp.model.errors import CodebError
+from codeb_mcp.model.redaction import redact_text
 from codeb_mcp.operations.invoke import Answer
 
 JSON = (b"content-type", b"application/json")
 OWN_KEYS = frozenset({"success", "tool", "duration", "timestamp", "correlationId", "result", "error"})
+TOOL_SHOWN = 64
 CORRELATION_HEADER = b"x-correlation-id"
 
 Headers = list[tuple[bytes, bytes]]
@@ -61,9 +63,25 @@ def failure(
     error: CodebError, correlation: str, *, status: int | None = None, tool: str | None = None, duration_ms: float = 0.0
 ) -> Reply:
     """An error with everything that is known about it. `details` lists the fields of a request that does not fit."""
+    body = {**_error_body(error, correlation), "duration": round(duration_ms, 1)}
+    if tool is not None:
+        body["tool"] = redact_text(tool[:TOOL_SHOWN])
+    return status or error.http_status, [JSON, *_headers(error)], to_json(body)
+
+
+def unknown_tool(error: CodebError, tool: str, available: Sequence[str], correlation: str) -> Reply:
+    """404 with the tools that the caller may use."""
+    body = _error_body(error, correlation)
+    body["error"] = f"Unknown tool: {redact_text(tool[:TOOL_SHOWN])}"
+    body["availableTools"] = body["available"] = list(available)
+    return error.http_status, [JSON], to_json(body)
+
+
+def _error_body(error: CodebError, correlation: str) -> dict[str, Any]:
     shown = problem(error, correlation)
     detail = {key: value for key, value in shown.items() if key not in ("code", "message", "hint", "retryable")}
-    body = {
+    details = detail.get("fields") or {key: detail[key] for key in detail if key != "correlationId"}
+    return {
         **detail,
         "success": False,
         "error": _said(error, shown),
@@ -71,33 +89,9 @@ def failure(
         "hint": shown["hint"],
         "nextStep": next_step(error),
         "retryable": shown["retryable"],
-        "details": detail.pop("fields", None) or {key: detail[key] for key in detail if key != "correlationId"},
-        "duration": round(duration_ms, 1),
+        "details": details,
         "timestamp": timestamp(),
-        "correlationId": correlation,
     }
-    if tool is not None:
-        body["tool"] = tool
-    return status or error.http_status, [JSON, *_headers(error)], to_json(body)
-
-
-def unknown_tool(error: CodebError, tool: str, available: Sequence[str], correlation: str) -> Reply:
-    """404 with the tools that the caller may use."""
-    known = CodebError(f"Unknown tool: {tool[:64]}")
-    status, headers, _ = failure(error, correlation)
-    shown = problem(error, correlation)
-    body = {
-        "success": False,
-        "error": problem(known, correlation)["message"],
-        "code": shown["code"],
-        "hint": shown["hint"],
-        "nearest": shown.get("nearest", []),
-        "availableTools": available,
-        "available": available,
-        "timestamp": timestamp(),
-        "correlationId": correlation,
-    }
-    return status, headers, to_json(body)
 
 
 def _said(error: CodebError, shown: Mapping[str, Any]) -> str:

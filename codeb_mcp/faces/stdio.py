@@ -44,24 +44,30 @@ def _settled() -> None:
 
 
 async def _local(settings: Settings, key: str) -> None:
+    from codeb_mcp.app import opened
+
+    async with opened(settings) as services:
+        await serve_streams(services, key)
+
+
+async def serve_streams(services: Services, key: str) -> None:
+    """Serve this process's stdin and stdout as the key's owner, until stdin ends."""
     from mcp.server.stdio import stdio_server
 
-    from codeb_mcp.app import opened
     from codeb_mcp.faces.logs import forward_library_logs
     from codeb_mcp.faces.mcp import Face, parts_of
 
-    async with opened(settings) as services:
-        forward_library_logs(services.log)
-        sender = KeyHolder(services, key)
-        await sender()
-        server = Face(parts_of(services), sender).server()
-        _settled()
-        _leave_on_signals(lambda: _close(services))
-        async with stdio_server() as (read, write):
-            await server.run(read, write, server.create_initialization_options())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                await services.runs.drain()
+    forward_library_logs(services.log)
+    sender = KeyHolder(services, key)
+    await sender()
+    server = Face(parts_of(services), sender).server()
+    _settled()
+    _leave_on_signals(lambda: _close(services))
+    async with stdio_server() as (read, write):
+        await server.run(read, write, server.create_initialization_options())
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await services.runs.drain()
 
 
 async def _close(services: Services) -> None:
@@ -113,5 +119,8 @@ def _leave_on_signals(close: Callable[[], Awaitable[None]]) -> None:
             sys.stderr.flush()
             os._exit(128 + number)
 
+    def asked(number: int) -> None:
+        leaving.append(loop.create_task(leave(number)))
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda number=number: leaving.append(loop.create_task(leave(number))))
+        loop.add_signal_handler(number, asked, number)
