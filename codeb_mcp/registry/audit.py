@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import hmac
 import json
 import os
@@ -23,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from codeb_mcp.model.errors import InvalidRequest, RegistryDamaged
+from codeb_mcp.registry.chain import GENESIS, canonical, chained, checked, keyed
 from codeb_mcp.registry.disk import Disk, put, read_file, refusals, write_all
 from codeb_mcp.registry.lock import hold
 from codeb_mcp.registry.process import boot_id
 
-GENESIS = "0" * 64
 _HEAD_BYTES = 512
 _CHUNK = 64 * 1024
 _WAIT_SECONDS = 10.0
@@ -105,6 +104,7 @@ class AuditTrail:
         self._tail: Tail | None = None
         self._key = b""
         self._synced = 0
+        self.boot = boot_id()
 
     async def append(self, records: Sequence[AuditRecord], *, durable: bool) -> None:
         """Add them in this order; `durable` waits until they (and all before them) survive a power cut.
@@ -137,7 +137,7 @@ class AuditTrail:
             count, last, lines = tail.count, tail.last, []
             for body in bodies:
                 count += 1
-                line, last = _chained(self._key, json.loads(body), count, last)
+                line, last = chained(self._key, json.loads(body), count, last)
                 lines.append(line)
             size, inode = self._write(tail, b"".join(lines), durable=durable)
             self._tail = Tail(tail.path, size, inode, count, last)
@@ -235,8 +235,8 @@ class AuditTrail:
         return found
 
     def _write_head(self, count: int, last: str) -> None:
-        doc = {"count": count, "hash": last, "synced": self._synced, "boot": boot_id()}
-        data = json.dumps({**doc, "mac": _mac(self._key, _canonical(doc))}).encode().ljust(_HEAD_BYTES - 1) + b"\n"
+        doc = {"count": count, "hash": last, "synced": self._synced, "boot": self.boot}
+        data = json.dumps({**doc, "mac": keyed(self._key, canonical(doc))}).encode().ljust(_HEAD_BYTES - 1) + b"\n"
         path = f"{self._folder}/head.json"
         if not os.path.lexists(path):
             put(self._disk, path, data)
@@ -256,11 +256,11 @@ class AuditTrail:
             return None
         except (ValueError, KeyError, AttributeError):
             return {}
-        return doc if hmac.compare_digest(str(mac), _mac(self._key, _canonical(doc))) else {}
+        return doc if hmac.compare_digest(str(mac), keyed(self._key, canonical(doc))) else {}
 
     def _page(self, wanted: dict[str, str], limit: int, offset: int) -> tuple[list[dict[str, Any]], int]:
         # A line without these bytes cannot match; one with them may have them elsewhere and is parsed.
-        marks = [_canonical({name: value})[1:-1] for name, value in wanted.items()]
+        marks = [canonical({name: value})[1:-1] for name, value in wanted.items()]
         rows: list[dict[str, Any]] = []
         total = 0
         with refusals("read the audit trail"):
@@ -286,7 +286,7 @@ class AuditTrail:
             for path, size in sizes:
                 with open(path, "rb") as file:
                     for number, line in enumerate(_whole_lines(file.read(size)), 1):
-                        problem, digest = _check(self._key, line, count + 1, last)
+                        problem, digest = checked(self._key, line, count + 1, last)
                         if problem:
                             return AuditReport(False, count, last, problem, path, number)
                         count, last = count + 1, digest
@@ -294,26 +294,6 @@ class AuditTrail:
                             hashes_at_head = last
             problem = _compare_head(head, count, hashes_at_head)
         return AuditReport(problem is None, count, last, problem, f"{self._folder}/head.json" if problem else None)
-
-
-def _chained(key: bytes, record: dict[str, Any], count: int, prev: str) -> tuple[bytes, str]:
-    body = _canonical({"n": count, **record, "prev": prev})
-    digest = hashlib.sha256(body).hexdigest()
-    return body[:-1] + f',"hash":"{digest}","mac":"{_mac(key, digest.encode())}"}}\n'.encode(), digest
-
-
-def _check(key: bytes, line: bytes, count: int, prev: str) -> tuple[str | None, str]:
-    start = line.rfind(b',"hash":"')
-    body = line[:start] + b"}"
-    digest = hashlib.sha256(body).hexdigest()
-    if start < 0 or line[start:] != f',"hash":"{digest}","mac":"{_mac(key, digest.encode())}"}}'.encode():
-        return "the record was changed, or sealed with another key", ""
-    record = json.loads(body)
-    if record["n"] != count:
-        return f"record {record['n']} stands where record {count} belongs", ""
-    if record["prev"] != prev:
-        return f"record {count} does not follow the record before it", ""
-    return None, digest
 
 
 def _compare_head(head: dict[str, Any] | None, count: int, hash_at_head: str | None) -> str | None:
@@ -390,11 +370,3 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in ("prev", "hash", "mac")}
-
-
-def _canonical(doc: Mapping[str, Any]) -> bytes:
-    return json.dumps(doc, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _mac(key: bytes, data: bytes) -> str:
-    return hmac.new(key, data, hashlib.sha256).hexdigest()

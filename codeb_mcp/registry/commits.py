@@ -28,39 +28,52 @@ class Request:
     changes: Sequence[Change]
     check: Callable[[], None]
     answer: Future[Versions] = field(default_factory=Future)
+    outcome: Versions | BaseException | None = None
+
+    def tell(self) -> None:
+        """Answer whoever waits."""
+        if isinstance(self.outcome, BaseException):
+            self.answer.set_exception(self.outcome)
+        elif self.outcome is not None:
+            self.answer.set_result(self.outcome)
 
 
 def commit_all(folder: RegistryFolder, requests: Sequence[Request]) -> None:
-    """Carry out each request and fill in its answer: the new versions, or the error that stopped it."""
+    """Carry out each request and answer it, with the new versions or the error that stopped it.
+
+    Answers are given once the lock is free, so that nobody who has one still stands in the others' way.
+    """
     waiting = [request for request in requests if request.answer.set_running_or_notify_cancel()]
-    ready = [(request, items) for request in waiting if (items := _prepared(request)) is not None]
-    if not ready:
-        return
     try:
-        with folder.locked("write " + ready[0][1][0].key):
-            shared = _Shared(folder)
-            for request, items in ready:
-                shared.add(request, items)
-            shared.finish()
+        ready = [(request, items) for request in waiting if (items := _prepared(request))]
+        if ready:
+            with folder.locked("write " + ready[0][1][0].key):
+                shared = _Shared(folder)
+                for request, items in ready:
+                    shared.add(request, items)
+                shared.finish()
     except BaseException as error:
         for request in waiting:
-            if not request.answer.done():
-                request.answer.set_exception(error)
+            request.outcome = error if request.outcome is None else request.outcome
         if not isinstance(error, CodebError):
             raise
+    finally:
+        for request in waiting:
+            request.tell()
 
 
-def _prepared(request: Request) -> list[Prepared] | None:
+def _prepared(request: Request) -> list[Prepared]:
+    """The checked changes; none when the request needs no lock, since its outcome is known."""
     try:
         items = [prepare(change) for change in request.changes]
         if len({item.key for item in items}) != len(items):
             raise InvalidRequest("one commit changes the same document twice")
     except CodebError as error:
-        request.answer.set_exception(error)
-        return None
+        request.outcome = error
+        return []
     if not items:
-        request.answer.set_result({})
-    return items or None
+        request.outcome = {}
+    return items
 
 
 class _Shared:
@@ -83,7 +96,7 @@ class _Shared:
                     _compare(item, entries[item.key])
                 self._write(request, items, entries)
         except CodebError as error:
-            request.answer.set_exception(error)
+            request.outcome = error
 
     def finish(self) -> None:
         """Sync the folders, then answer."""
@@ -97,10 +110,10 @@ class _Shared:
                 refused[path] = error
         for key, (request, item, serials) in written.items():
             if (refusal := refused.get(os.path.dirname(self._versions.path(key)))) is not None:
-                request.answer.set_exception(refusal)
+                request.outcome = refusal
                 continue
             self._versions.written(key, serials[key], item)
-            request.answer.set_result(serials)
+            request.outcome = serials
 
     def _write(self, request: Request, items: list[Prepared], entries: dict[str, Entry]) -> None:
         versions = self._versions
@@ -115,7 +128,7 @@ class _Shared:
             return
         if changed:
             self._folder.intent.write(changed, serials)
-        request.answer.set_result(answer)
+        request.outcome = answer
 
 
 def _compare(item: Prepared, entry: Entry) -> None:

@@ -77,7 +77,8 @@ class Generations:
     def prune(self, key: str, newest: int) -> None:
         """Forget all but the newest ones; raises OSError. Now and then it also looks for ones beyond the next in line."""
         if newest % 16:
-            self._disk.unlink(self.path(key, newest - self._keep))
+            if newest > self._keep:
+                self._disk.unlink(self.path(key, newest - self._keep))
             return
         for generation in self.known(key)[: -self._keep]:
             suffix = "gone" if generation.gone else "json"

@@ -29,40 +29,11 @@ from codeb_mcp.registry.entries import (
 from codeb_mcp.registry.leases import utc_now
 from codeb_mcp.registry.lines import seal, unseal_all
 from codeb_mcp.registry.lock import try_flock
+from codeb_mcp.registry.run_files import RunFiles
 from codeb_mcp.registry.store import Fence, StateStore
 
 MAX_BYTES = 32 * 1024 * 1024
 _WAIT_SECONDS = 10.0
-
-
-class RunFiles:
-    """Where the journals are."""
-
-    def __init__(self, root: Path, disk: Disk) -> None:
-        self.disk = disk
-        self.open_folder = f"{root.absolute()}/operations/open"
-        self.done_folder = f"{root.absolute()}/operations/done"
-
-    def open_path(self, run_id: str) -> str:
-        """The journal of a run that has not ended."""
-        return f"{self.open_folder}/{run_id}.jsonl"
-
-    def done_path(self, run_id: str) -> str:
-        """The journal of a run that has."""
-        return f"{self.done_folder}/{run_id}.jsonl"
-
-    def cancel_path(self, run_id: str) -> str:
-        """The wish that the run be cancelled."""
-        return f"{self.open_folder}/{run_id}.cancel"
-
-    def retire(self, run_id: str) -> None:
-        """Move an ended run to the others; raises OSError. Harmless when it was moved already."""
-        # Not synced: after a power cut the run may lie among the open ones again, where its last entry says that it has
-        # ended, and the next look moves it once more.
-        self.disk.make_folder(self.done_folder, durable=True)
-        with contextlib.suppress(FileNotFoundError):
-            self.disk.replace(self.open_path(run_id), self.done_path(run_id))
-        self.disk.unlink(self.cancel_path(run_id))
 
 
 class Journal:

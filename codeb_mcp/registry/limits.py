@@ -68,12 +68,13 @@ class RateLimiter:
         cost = period // limit
         data = os.pread(handle, 8, 0)
         stored = int.from_bytes(data, "little") if len(data) == 8 else 0
-        full_at = min(max(stored, now), now + period)  # a clock that was set back must not lock anybody out for long
+        full_at = min(max(stored, now), now + period)
         after = full_at + cost
         allowed = after - now <= period
         if allowed:
-            os.pwrite(handle, after.to_bytes(8, "little"), 0)
             full_at = after
+        if allowed or stored > full_at:  # the latter if the clock was set back, which must not lock out for longer
+            os.pwrite(handle, full_at.to_bytes(8, "little"), 0)
         return Taken(
             allowed=allowed,
             limit=limit,
