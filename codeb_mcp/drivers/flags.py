@@ -8,8 +8,10 @@
 | `{key}.fence`  |                 | the highest fencing token that ever asked; outlives `forget`   |
 
 A switch is one rename of that file, so at each moment exactly one slot is chosen, and the proxy changes no configuration.
-Off to green is the exception: a rename could show the proxy neither name between its two looks, so green appears first and
-off goes afterwards; with both there, green is live for the proxy and for `live`, and the next switch tidies up.
+
+Off to green leaves `.off` where it is, below green: were it taken away, a request that had looked for green just before and
+looks for off just after would be sent to blue, which may be empty. With both there, green is live, for the proxy and for
+`live`. Only a switch to blue takes `.off` away first, when blue is about to serve anyway.
 
 Order for a new environment: `switch(key, None)` **before** its route goes into the proxy, because a route without any flag
 sends to blue. Order at its end: the route goes first, then `forget`.
@@ -95,22 +97,19 @@ class FlagTraffic:
 
     def _move(self, key: str, wanted: str) -> bool:
         present = self._state(key)
-        if present == "green" and self._path(key, "off").exists():
-            self._path(key, "off").unlink()  # left by a crash; it would be in force once green goes
-            self._sync_folder()
-        if present == wanted:
-            # The rename that brought it may have been cut off before its fsync.
-            self._sync_folder()
-            return False
-        if present is None:
-            self._appear(key, wanted)
-        elif (present, wanted) == ("off", "green"):
-            self._appear(key, "green")
-            self._path(key, "off").unlink()
-        else:
+        covered = present == "green" and self._path(key, "off").exists()
+        if present is None or (present, wanted) == ("off", "green"):
+            self._replace(self._path(key, wanted), b"")
+        elif covered and wanted == "off":
+            self._path(key, "green").unlink()
+        elif present != wanted:
+            if covered:
+                self._path(key, "off").unlink()
+                self._sync_folder()  # off must not outlive green, not even through a power cut
             os.rename(self._path(key, present), self._path(key, wanted))
+        # Also when nothing moved: whatever brought the present state may have been cut off before its fsync.
         self._sync_folder()
-        return True
+        return present != wanted
 
     def _raise_fence(self, key: str, fence: int) -> None:
         path = self._path(key, "fence")
@@ -139,10 +138,6 @@ class FlagTraffic:
             os.fdatasync(file)
         finally:
             os.close(file)
-
-    def _appear(self, key: str, state: str) -> None:
-        self._replace(self._path(key, state), b"")
-        self._sync_folder()
 
     def _replace(self, path: Path, content: bytes) -> None:
         """Have the content under that name, whole or not at all. The name is durable after `_sync_folder`."""

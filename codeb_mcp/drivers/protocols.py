@@ -153,7 +153,11 @@ class Proxy(Protocol):
     """The edge proxy. Foreign routes always survive."""
 
     async def apply(self, *, upsert: Sequence[Site] = (), remove: Sequence[str] = ()) -> bool:
-        """Have these sites (by key) and not those; concurrent calls share one configuration change. True: it changed."""
+        """Have these sites (by key) and not those; concurrent calls share one configuration change. True: it changed.
+
+        Besides the driver errors: InvalidRequest for a site that no proxy should get (nothing is sent), Conflict when
+        another site already claims one of its hosts.
+        """
         ...
 
     async def has(self, site: Site) -> bool:

@@ -109,10 +109,10 @@ ENDS: dict[str, Slot | None] = {"green": Slot.GREEN, "blue": Slot.BLUE, "off": N
 def _arrange(folder: Path, start: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     traffic = FlagTraffic(folder)
+    if start == "covered":
+        traffic.switch(KEY, None, fence=1)
     if start != "unknown":
-        traffic.switch(KEY, None if start == "both" else STARTS[start], fence=1)
-    if start == "both":  # what a crash in off -> green leaves
-        (folder / f"{KEY}.green").touch()
+        traffic.switch(KEY, STARTS[start], fence=1)
 
 
 def _faults(name: str) -> Iterator[str]:
@@ -171,6 +171,8 @@ def _assert_durable(calls: list[tuple[str, str]]) -> None:
     for index, name in enumerate(names):
         if name == "rename" and ".part" in calls[index][1]:
             assert "fsync" in names[names[:index].index("fchmod") : index]
+        if name == "unlink" and "rename" in names[index:]:
+            assert "fsync" in names[index : names.index("rename", index)]
         if name == "pwrite64":
             assert names[index + 1] == "fdatasync"
 
