@@ -13,28 +13,27 @@ from tests.lab.installation import Installation
 from tests.lab.samples import SampleImages
 
 DEPLOY = [
-    ("pull_image", 1),
-    ("empty_slot", 1),
-    ("remove_container", 1),
-    ("start_container", 1),
-    ("check_health", 1),
-    ("record_release", 1),
-    ("publish_preview", 1),
+    "pull_image:1",
+    "empty_slot:1",
+    "remove_container:1",
+    "start_container:1",
+    "check_health:1",
+    "record_release:1",
+    "publish_preview:1",
 ]
-FAILED_DEPLOY = [("check_health", 1), ("remove_container", 2)]
-SWITCH = [
-    ("check_target", 1),
-    ("ensure_route", 1),
-    ("switch_traffic", 1),
-    ("verify_public", 1),
-    ("record_switch", 1),
-    ("drain", 1),
-]
-WHEN = ("before", "after", "recorded")
+FAILED_DEPLOY = ["check_health:1", "remove_container:2"]
+SWITCH = ["check_target:1", "switch_traffic:1", "verify_public:1", "record_switch:1"]
+AUTO_PROMOTED = ["switch_traffic:1", "verify_public:1", "record_switch:1"]
+WHEN = ("before", "after")
+
+
+def orders(kind: str, actions: list[str], last: str) -> list[str]:
+    """Before and after each action; after the last one also once its outcome and the run's end are durable."""
+    return [f"{kind}:{action}:{when}" for action in actions for when in WHEN] + [f"{kind}:{last}:1:recorded"]
 
 
 def story(installation: Installation, images: dict[str, str], project: str) -> None:
-    """v1 live in blue, v0 warm in green."""
+    """v1 live in green, v0 warm in blue."""
     assert installation.call("project_create", projectName=project, environments=["production"]).ok
     for version in ("v0", "v1"):
         reply = installation.call(
@@ -49,7 +48,7 @@ def settled(installation: Installation) -> bool:
     return reply.ok and all(row["status"] in ("succeeded", "failed") for row in reply.body["data"])
 
 
-def check_whole(installation: Installation, project: str) -> dict[str, object]:
+def check_whole(installation: Installation, project: str) -> dict[str, Any]:
     """Registry, engine, proxy and public address agree; answers the slot document."""
     drift = installation.call("registry_check")
     assert drift.ok, drift.body
@@ -83,63 +82,72 @@ def kill_during(installation: Installation, project: str, order: str, tool: str,
     assert sum(hammer.answers.values()) > 0
 
 
-@pytest.mark.parametrize("when", WHEN)
-@pytest.mark.parametrize(("action", "number"), DEPLOY, ids=[name for name, _ in DEPLOY])
+@pytest.mark.parametrize("order", orders("deploy", DEPLOY, "publish_preview"))
 def test_a_killed_deploy_ends_deployed_or_undone(
-    installation: Installation, images: dict[str, str], unique: str, action: str, number: int, when: str
+    installation: Installation, images: dict[str, str], unique: str, order: str
 ) -> None:
     installation.serve()
     story(installation, images, unique)
-    order = f"deploy:{action}:{number}:{when}"
     kill_during(installation, unique, order, "deploy", image=images["v2"], force=True)
     slots = check_whole(installation, unique)
-    green = slots["green"]
-    assert isinstance(green, dict)
-    assert slots["activeSlot"] == "green" or green["state"] in ("deployed", "empty", "grace")
+    assert slots["activeSlot"] == "green"
+    assert slots["blue"]["state"] in ("deployed", "empty", "grace")
     again = installation.call("deploy", projectName=unique, environment="production", image=images["v2"], force=True)
     assert again.ok, again.body
     assert installation.call("promote", projectName=unique, environment="production").ok
     assert installation.ask_public(unique)[1] == "v2"
 
 
-@pytest.mark.parametrize("when", WHEN)
-@pytest.mark.parametrize(("action", "number"), FAILED_DEPLOY, ids=["check_health", "undo"])
+@pytest.mark.parametrize("order", orders("deploy", FAILED_DEPLOY, "remove_container"))
 def test_a_killed_deploy_of_a_bad_release_leaves_the_slot_empty(
-    installation: Installation, images: dict[str, str], unique: str, action: str, number: int, when: str
+    installation: Installation, images: dict[str, str], unique: str, order: str
 ) -> None:
     installation.serve()
     story(installation, images, unique)
     health = {"deadlineSeconds": 1}
     assert installation.call("project_update", projectName=unique, healthCheck=health).ok
-    order = f"deploy:{action}:{number}:{when}"
     kill_during(installation, unique, order, "deploy", image=images["bad"], force=True)
     slots = check_whole(installation, unique)
-    active = slots["activeSlot"]
-    idle = slots["green" if active == "blue" else "blue"]
-    assert isinstance(idle, dict)
-    assert idle["state"] == "empty"
+    assert (slots["activeSlot"], slots["blue"]["state"]) == ("green", "empty")
 
 
-@pytest.mark.parametrize("when", WHEN)
-@pytest.mark.parametrize(("action", "number"), SWITCH, ids=[name for name, _ in SWITCH])
-@pytest.mark.parametrize("tool", ["promote", "rollback"])
-def test_a_killed_switch_ends_on_one_side(
-    installation: Installation, images: dict[str, str], unique: str, tool: str, action: str, number: int, when: str
+@pytest.mark.parametrize("order", orders("deploy", AUTO_PROMOTED, "record_switch"))
+def test_a_killed_deploy_with_promotion_ends_on_one_side(
+    installation: Installation, images: dict[str, str], unique: str, order: str
 ) -> None:
     installation.serve()
     story(installation, images, unique)
+    kill_during(installation, unique, order, "deploy", image=images["v2"], force=True, autoPromote=True)
+    check_switched(check_whole(installation, unique), "green", rest="deployed")
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        *orders("promote", SWITCH, "record_switch"),
+        *orders("promote", ["drain:1"], "drain"),
+        *orders("rollback", SWITCH, "record_switch"),
+    ],
+)
+def test_a_killed_switch_ends_on_one_side(
+    installation: Installation, images: dict[str, str], unique: str, order: str
+) -> None:
+    installation.serve()
+    story(installation, images, unique)
+    tool = order.partition(":")[0]
+    params: dict[str, Any] = {"projectName": unique, "environment": "production", "image": images["v2"], "force": True}
     if tool == "promote":
-        params: dict[str, Any] = {
-            "projectName": unique,
-            "environment": "production",
-            "image": images["v2"],
-            "force": True,
-        }
         assert installation.call("deploy", **params).ok
-    before = installation.slots(unique)["activeSlot"]
-    kill_during(installation, unique, f"{tool}:{action}:{number}:{when}", tool)
-    slots = check_whole(installation, unique)
-    assert slots["activeSlot"] in ("blue", "green")
-    former = slots[str(before)]
-    assert isinstance(former, dict)
-    assert former["state"] == ("active" if slots["activeSlot"] == before else "grace")
+    drain = {"drainSeconds": 1} if "drain" in order else {}
+    kill_during(installation, unique, order, tool, **drain)
+    rest = "deployed" if tool == "promote" else "grace"
+    check_switched(check_whole(installation, unique), "green", rest=rest)
+
+
+def check_switched(slots: dict[str, Any], before: str, *, rest: str) -> None:
+    """Either the switch happened and the former slot is warm, or it did not and the other slot is as it was."""
+    other = "blue" if before == "green" else "green"
+    if slots["activeSlot"] == before:
+        assert slots[other]["state"] == rest
+    else:
+        assert (slots["activeSlot"], slots[before]["state"]) == (other, "grace")

@@ -51,10 +51,11 @@ class Trap:
             now = run.kind == self.kind and self._now()
             if now and self.when == "before":
                 die()
-            facts = await genuine(run, action)
-            if now:
-                die()
-            return facts
+            try:
+                return await genuine(run, action)
+            finally:
+                if now:
+                    die()
 
         return step
 
