@@ -22,6 +22,7 @@ from tests.lab.ports import FreePorts
 from tests.lab.upstream import Upstream
 
 Release = Callable[[], Awaitable[None]]
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def site(key: str, ports: FreePorts, *hosts: str, preview: bool = False) -> Site:
@@ -143,12 +144,31 @@ Case = FakeCase | RealCase
 
 
 @contextlib.asynccontextmanager
-async def closing(case: Case) -> AsyncIterator[Case]:
-    """The case, closed afterwards."""
+async def serving(port: int, handler: Handler) -> AsyncIterator[None]:
+    """A server that treats each connection so; gone afterwards with all connections and what treats them."""
+    writers: list[asyncio.StreamWriter] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def treat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await handler(reader, writer)
+
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.create_task(treat(reader, writer)))
+
+    server = await asyncio.start_server(begin, "127.0.0.1", port)
     try:
-        yield case
+        yield
     finally:
-        await case.close()
+        server.close()
+        for writer in writers:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until(done: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,9 @@ from codeb_mcp.drivers.probe import HEAD_CHARS, HttpProber
 from codeb_mcp.drivers.protocols import Answer
 from codeb_mcp.model.errors import DriverUnavailable, InvalidRequest
 from codeb_mcp.model.names import Slot
-from tests.contract.edges import Case, site
+from tests.contract.edges import Case, Handler, serving, site
 from tests.lab.ports import FreePorts
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
@@ -39,27 +37,6 @@ async def test_a_host_that_nobody_serves_has_no_slot(edge: Case) -> None:
     await edge.proxy().apply(upsert=[shop])
     answer = await edge.prober.public("stranger.test", "/", timeout_seconds=5)
     assert answer.slot is None
-
-
-@contextlib.asynccontextmanager
-async def serving(port: int, handler: Handler) -> AsyncIterator[None]:
-    """A server that treats each connection so, and is gone afterwards with all connections."""
-    writers: list[asyncio.StreamWriter] = []
-
-    async def treat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        with contextlib.suppress(ConnectionError):
-            await handler(reader, writer)
-
-    server = await asyncio.start_server(treat, "127.0.0.1", port)
-    try:
-        yield
-    finally:
-        server.close()
-        for writer in writers:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
 
 
 def says(*parts: bytes, then: Callable[[asyncio.StreamWriter], None] | None = None) -> Handler:

@@ -16,7 +16,7 @@ from codeb_mcp.drivers.caddy_config import parse_address
 from codeb_mcp.model.errors import Conflict, DeadlineExceeded, DriverRefused, DriverUnavailable, InvalidRequest
 from codeb_mcp.model.names import Slot
 from codeb_mcp.model.routes import Site
-from tests.contract.edges import Case, RealCase, site, until
+from tests.contract.edges import Case, RealCase, serving, site, until
 from tests.lab.caddy import CaddyServer
 from tests.lab.ports import FreePorts
 
@@ -218,9 +218,8 @@ async def test_another_writer_between_reading_and_writing_is_not_overwritten(rea
             route = {"@id": f"other{len(meddled)}", "match": [{"host": [f"other{len(meddled)}.test"]}], "handle": []}
             real.server.ask("POST", "/config/apps/http/servers/codeb/routes", route)
 
-    tap = await asyncio.start_server(lambda r, w: _forward(real.server, r, w, meddle), "127.0.0.1", real.ports())
-    async with tap:
-        port = tap.sockets[0].getsockname()[1]
+    port = real.ports()
+    async with serving(port, lambda r, w: _forward(real.server, r, w, meddle)):
         assert await real.proxy(admin=f"http://127.0.0.1:{port}").apply(upsert=[site("second-production", real.ports)])
     names = {route["@id"] for route in real.server.get("/config/apps/http/servers/codeb/routes")}
     assert names == {"codeb-site-first-production", "codeb-site-second-production", "other1", "other2", "other3"}
@@ -247,9 +246,8 @@ async def test_a_caddy_that_changes_all_the_time_is_reported_not_overwritten(rea
         if request.startswith(b"POST"):
             real.server.ask("POST", "/config/logging/logs/default/level", ["WARN", "ERROR"][next(counter) % 2])
 
-    tap = await asyncio.start_server(lambda r, w: _forward(real.server, r, w, meddle), "127.0.0.1", real.ports())
-    async with tap:
-        port = tap.sockets[0].getsockname()[1]
+    port = real.ports()
+    async with serving(port, lambda r, w: _forward(real.server, r, w, meddle)):
         with pytest.raises(DriverUnavailable, match="kept changing"):
             await real.proxy(admin=f"http://127.0.0.1:{port}").apply(upsert=[site("shop-production", real.ports)])
     assert await real.proxy().sites() == []
@@ -353,7 +351,7 @@ async def test_an_admin_endpoint_that_never_answers_is_a_timeout(ports: FreePort
 
     port = ports()
     admin = CaddyAdmin(f"http://127.0.0.1:{port}", read_seconds=0.2)
-    async with await asyncio.start_server(silent, "127.0.0.1", port):
+    async with serving(port, silent):
         with pytest.raises(DeadlineExceeded):
             await admin.get("/config/")
         await admin.close()

@@ -110,7 +110,8 @@ class CaddyServer:
     def ask(self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None) -> bytes:
         """One raw admin request, as another program would make it; answers everything it sent, trailers included."""
         payload = b"" if body is None else json.dumps(body).encode()
-        lines = {"Host": "", "Connection": "close", "Content-Type": "application/json", **(headers or {})}
+        host = "" if self._tcp_admin is None else f"127.0.0.1:{self._tcp_admin}"
+        lines = {"Host": host, "Connection": "close", "Content-Type": "application/json", **(headers or {})}
         lines["Content-Length"] = str(len(payload))
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         with socket.socket(socket.AF_UNIX if self._tcp_admin is None else socket.AF_INET) as connection:
