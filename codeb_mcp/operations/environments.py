@@ -15,6 +15,7 @@ from codeb_mcp.model.ports import QUARANTINE, allocate_pair, quarantined
 from codeb_mcp.model.project import all_ports
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.routing import require_free_hosts
 from codeb_mcp.operations.state import find_slots, load_ssot, parse_project, slots_key
 from codeb_mcp.registry.store import Change, Document, Stored
 
@@ -91,7 +92,8 @@ async def _changes(
     merged = {**entry, **projects.get(project, {})}
     ports = dict(merged.get("ports", {}))
     changes = []
-    for environment in environments:
+    added = [environment for environment in environments if environment.value not in ports]
+    for environment in dict.fromkeys(environments):
         if environment.value not in ports:
             pair = allocate_pair(services.settings.ports.of(environment), busy | known_ports(ssot, projects, now))
             ports[environment.value] = {"blue": pair[0], "green": pair[1]}
@@ -100,6 +102,7 @@ async def _changes(
             services, project, parse_project(project, {**merged, "ports": ports}), environment
         )
     projects[project] = {**merged, "ports": ports}
+    require_free_hosts(services.settings, projects, project, added)
     ssot["projects"] = projects
     ssot["usedPorts"] = sorted(set(ssot.get("usedPorts", [])) | all_ports({project: projects[project]}))
     ssot["quarantinedPorts"] = list(quarantined(ssot.get("quarantinedPorts", []), now))

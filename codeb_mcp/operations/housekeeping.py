@@ -13,6 +13,7 @@ from codeb_mcp.operations.answers import new_run_id
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.garbage import collect_images
 from codeb_mcp.operations.health import probe_slot
+from codeb_mcp.operations.routing import ensure_flag
 from codeb_mcp.operations.state import change_slots, environments, load_project, site_of
 from codeb_mcp.registry.entries import RunHeader
 
@@ -108,15 +109,20 @@ class Housekeeper:
     async def _restore_routes(self, report: Report) -> None:
         """A proxy that came back without its configuration gets our sites again; nothing else is changed by itself."""
         present = set(await self.services.drivers.proxy.sites())
-        missing = [slots for slots in await environments(self.services.store) if slots.key not in present]
-        if not missing:
-            return
-        sites = [await site_of(self.services.store, self.services.settings, slots) for slots in missing]
-        for slots in missing:
-            if self.services.drivers.traffic.live(slots.key) is None:
-                self.services.drivers.traffic.switch(slots.key, slots.active_slot, fence=0)
-        await self.services.drivers.proxy.apply(upsert=sites)
-        report.routes += [site.key for site in sites]
+        sites = []
+        for slots in await environments(self.services.store):
+            if slots.key in present:
+                continue
+            try:
+                await ensure_flag(self.services, slots)
+                sites.append(await site_of(self.services.store, self.services.settings, slots))
+            except LockHeld:
+                continue
+            except CodebError as error:
+                report.problems.append(f"route of {slots.key}: {error.message}")
+        if sites:
+            await self.services.drivers.proxy.apply(upsert=sites)
+            report.routes += [site.key for site in sites]
 
     async def _refresh_health(self, report: Report) -> None:
         bound = asyncio.Semaphore(PROBES_AT_ONCE)

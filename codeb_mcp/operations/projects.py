@@ -121,8 +121,6 @@ async def project_create(ctx: Context, request: ProjectCreateRequest) -> Project
     mine = name in await team_projects(ctx.store, team)
     if existing is not None and not mine:
         raise Conflict(f"the name {name} is taken", hint="Choose another name.", project=name)
-    if request.domain and existing is None:
-        await require_free_hosts(ctx.services, name, [request.domain])
     entry = existing or _new_entry(ctx, request)
     await add_environments(ctx.services, name, entry, request.environments, lambda: _team_change(ctx, team, name))
     warnings = await publish_routes(ctx.services, name, request.environments)
@@ -193,11 +191,12 @@ async def project_update(ctx: Context, request: ProjectUpdateRequest) -> Project
             hint="Say which environment.",
             fields=[{"field": "environment", "problem": "is missing"}],
         )
-    if request.domain:
-        await require_free_hosts(ctx.services, request.project_name, [request.domain])
 
     def change(doc: Document | None) -> Document | None:
-        return _changed(doc, request, said)
+        changed = _changed(doc, request, said)
+        if request.domain and request.environment:
+            require_free_hosts(ctx.services.settings, changed["projects"], request.project_name, [request.environment])
+        return changed
 
     await update(ctx.store, "ssot", change)
     environments = [request.environment] if request.domain and request.environment else []
@@ -206,7 +205,7 @@ async def project_update(ctx: Context, request: ProjectUpdateRequest) -> Project
     return result.model_copy(update={"warnings": warnings})
 
 
-def _changed(doc: Document | None, request: ProjectUpdateRequest, said: Mapping[str, Any]) -> Document | None:
+def _changed(doc: Document | None, request: ProjectUpdateRequest, said: Mapping[str, Any]) -> dict[str, Any]:
     projects = dict((doc or {}).get("projects", {}))
     entry = projects.get(request.project_name)
     if doc is None or entry is None:

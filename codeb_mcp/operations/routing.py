@@ -2,46 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from codeb_mcp.model.errors import CodebError, Conflict
-from codeb_mcp.model.names import Environment
-from codeb_mcp.model.project import public_host
+from codeb_mcp.model.names import Environment, lease_name
+from codeb_mcp.model.project import EnvironmentSettings, public_host
+from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.context import Services
-from codeb_mcp.operations.state import find_slots, load_ssot, parse_project, site_of
+from codeb_mcp.operations.state import find_slots, site_of
+from codeb_mcp.settings import Settings
 
 
-async def require_free_hosts(services: Services, project: str, hosts: Iterable[str]) -> None:
-    """Raise Conflict when another project already serves one of the hosts, or it lies in the preview domain."""
-    wanted = set(hosts)
-    preview = services.settings.preview_domain
-    for host in wanted:
-        if host == preview or host.endswith("." + preview):
-            raise Conflict(f"{host} lies in the preview domain", hint="Choose another domain.", host=host)
-    for name, entry in (await load_ssot(services.store)).get("projects", {}).items():
-        if name == project:
+def require_free_hosts(
+    settings: Settings, projects: Mapping[str, Any], project: str, environments: Sequence[Environment]
+) -> None:
+    """Raise Conflict when the public host of one of these environments lies in the preview domain or is the host of any
+    other environment. `projects` is that part of `ssot` as it is about to be written."""
+    preview = settings.preview_domain
+    taken = {
+        host: f"project {name}" if name != project else f"the {environment} environment of this project"
+        for name, entry in projects.items()
+        for environment, host in _hosts(settings, name, entry)
+        if name != project or environment not in environments
+    }
+    for environment, host in _hosts(settings, project, projects[project]):
+        if environment not in environments:
             continue
-        other = parse_project(name, entry)
-        for environment in other.ports:
-            host = public_host(name, environment, other.settings.of(environment), services.settings.base_domain)
-            if host in wanted:
-                raise Conflict(f"{host} is taken by another project", hint="Choose another domain.", host=host)
+        if host == preview or host.endswith("." + preview):
+            raise Conflict(f"{host} lies in the preview domain", hint="Choose another name or domain.", host=host)
+        if host in taken:
+            raise Conflict(f"{host} is taken by {taken[host]}", hint="Choose another name or domain.", host=host)
+        taken[host] = f"the {environment} environment of this project"
+
+
+def _hosts(settings: Settings, name: str, entry: Mapping[str, Any]) -> Iterator[tuple[Environment, str]]:
+    """Environment and public host of one entry of `ssot`; straight from its JSON, since there may be thousands."""
+    chosen = entry.get("settings", {}).get("environments", {})
+    for environment in (one for one in Environment if one.value in {*entry.get("ports", {}), *chosen}):
+        own = EnvironmentSettings.model_construct(domain=chosen.get(environment.value, {}).get("domain"))
+        yield environment, public_host(name, environment, own, settings.base_domain)
 
 
 async def publish_routes(services: Services, project: str, environments: Sequence[Environment]) -> list[str]:
     """Get the environments into the proxy now; answers warnings when that has to wait. Housekeeping, deploy and promote
     see to it again, so an unreachable proxy does not undo what the registry has."""
     sites = []
-    for environment in environments:
-        slots = await find_slots(services.store, project, environment)
-        if slots is None:
-            continue
-        if services.drivers.traffic.live(slots.key) is None:
-            services.drivers.traffic.switch(slots.key, slots.active_slot, fence=0)
-        sites.append(await site_of(services.store, services.settings, slots))
     try:
+        for environment in environments:
+            slots = await find_slots(services.store, project, environment)
+            if slots is None:
+                continue
+            await ensure_flag(services, slots)
+            sites.append(await site_of(services.store, services.settings, slots))
         if sites:
             await services.drivers.proxy.apply(upsert=sites)
     except CodebError as error:
         return [f"the proxy does not serve the addresses yet ({error.message}); it is tried again by itself"]
     return []
+
+
+async def ensure_flag(services: Services, slots: Slots) -> None:
+    """See that the environment has a traffic flag before its route exists: a route without one sends to blue.
+
+    Takes the environment's lease for it, since flags believe only the newest fence; raises LockHeld while a run has it
+    (which sees to the flag itself).
+    """
+    traffic = services.drivers.traffic
+    known = traffic.live(slots.key) is not None or slots.key in set(traffic.keys())
+    if known:
+        return
+    lease = await services.store.acquire(lease_name(slots.project_name, slots.environment), "routes")
+    try:
+        traffic.switch(slots.key, slots.active_slot, fence=lease.token)
+    finally:
+        await services.store.release(lease)
