@@ -66,7 +66,7 @@ class Story:
         self._total(seen)
 
     async def _create(self, client: Client) -> None:
-        policy = "always" if self.parts.registry else "never"
+        policy = "always" if self.parts.registry and self.parts.pulls else "never"
         wanted = {"projectName": self.parts.project, "environments": [ENVIRONMENT], "pullPolicy": policy}
         with self.view.step("project_create") as step:
             made = await self._call(client, "project_create", wanted)
