@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-MODULES = ("access", "audits", "deploys", "health", "logs", "members", "projects", "repair", "runs_api", "slots")
+MODULES = ("access", "audits", "deploys", "health", "logs", "members", "projects", "removal", "repair", "runs_api", "slots")
 
 
 def load() -> None:

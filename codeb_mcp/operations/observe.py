@@ -7,7 +7,7 @@ import asyncio
 from codeb_mcp.drivers.protocols import Container
 from codeb_mcp.model.drift import Drift, SeenContainer, World, drift_of
 from codeb_mcp.model.errors import CodebError
-from codeb_mcp.model.names import Slot, lease_name, split_environment_key
+from codeb_mcp.model.names import Slot, lease_name
 from codeb_mcp.model.slot import Slots, SlotState
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.perform import INSTALLATION
@@ -93,11 +93,7 @@ async def drift(services: Services) -> list[Drift]:
     slots = await environments(services.store)
     busy = []
     for one in slots:
-        if await services.store.lease(lease_name(*_parts(one.key))) is not None:
-            busy.append(one.key)
+        for environment in (one.environment.value, None):
+            if await services.store.lease(lease_name(one.project_name, environment)) is not None:
+                busy.append(one.key)
     return drift_of(slots, await observe(services, slots), busy)
-
-
-def _parts(key: str) -> tuple[str, str]:
-    project, environment = split_environment_key(key)
-    return project, environment.value

@@ -1,33 +1,24 @@
-"""Projects: create, look at, change, delete."""
+"""Projects: create, look at, change."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.errors import Conflict, InvalidRequest
-from codeb_mcp.model.machine import Action
-from codeb_mcp.model.names import Domain, Environment, ImageRef, Port, ProjectName, container_name, environment_key
+from codeb_mcp.model.names import Domain, Environment, ImageRef, Port, ProjectName
 from codeb_mcp.model.project import EnvironmentSettings, HealthCheck, Limits, Project, ProjectSettings, PullPolicy
-from codeb_mcp.model.sequence import Sequence as Machine
-from codeb_mcp.model.sequence import Step
 from codeb_mcp.model.slot import Slots
-from codeb_mcp.operations.answers import RunAnswer, RunRequest, common, fact, header_of, run_to_answer
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
-from codeb_mcp.operations.environments import add_environments, without_project
+from codeb_mcp.operations.environments import add_environments
 from codeb_mcp.operations.ownership import team_projects
-from codeb_mcp.operations.perform import Performer, step
 from codeb_mcp.operations.routing import publish_routes, require_free_hosts
-from codeb_mcp.operations.runs import Planned, planner
 from codeb_mcp.operations.state import find_slots, load_project, load_ssot, parse_project, site_of, url_of
-from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.store import Change, Document, update
-
-DELETE_SECONDS = 900.0
 
 
 class SettingsRequest(Request):
@@ -274,106 +265,3 @@ async def project_list(ctx: Context, request: PageRequest) -> ProjectPage:
         for name in shown
     ]
     return ProjectPage.of(rows, request, total=len(names))
-
-
-# ── delete ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class ProjectDeleteRequest(Request):
-    """A project to delete; `confirm` repeats its name."""
-
-    project_name: ProjectName = Field(description="Project")
-    confirm: str = Field(max_length=40, description="The project's name once more: its containers stop and are removed")
-    wait: bool = Field(True, description="Wait for the end; false answers an operation id at once")
-
-
-class ProjectDeleteResult(RunAnswer):
-    """What is gone."""
-
-    freed_ports: list[int] = Field(default_factory=list)
-
-
-@operation(effect=Effect.DESTROY, role=Role.ADMIN, reach=Reach.PROJECT, long=True)
-async def project_delete(ctx: Context, request: ProjectDeleteRequest) -> ProjectDeleteResult:
-    """Delete a project: stop serving it, remove its containers, free its ports.
-
-    Its env files and their backups stay. Refused while a deploy or promote of the project runs.
-    """
-    if request.confirm != request.project_name:
-        raise InvalidRequest(
-            "confirm: must repeat the project's name",
-            hint="This stops and removes all its containers; be sure.",
-            fields=[{"field": "confirm", "problem": "must repeat the project's name"}],
-        )
-    project = await load_project(ctx.store, request.project_name)
-    run = _DeleteRun(project_name=request.project_name, environment=Environment.PRODUCTION, wait=request.wait)
-    header = header_of(ctx, "project_delete", run, team=project.team_id, dedupe=None, seconds=DELETE_SECONDS)
-    view = await run_to_answer(ctx, header, wait=request.wait)
-    ports = sorted(port for pair in project.ports.values() for port in (pair.blue, pair.green))
-    message = f"{request.project_name} is deleted" if view.status == "succeeded" else "the project is being deleted"
-    return ProjectDeleteResult(**common(view, message, fact(view, "warnings") or []), freed_ports=ports)
-
-
-class _DeleteRun(RunRequest):
-    """The request as the journal keeps it."""
-
-
-@planner("project_delete")
-async def plan_delete(services: Services, header: RunHeader) -> Planned:
-    """First off the proxy, then the containers, the registry last: it goes on naming what is not gone yet."""
-    project = await load_project(services.store, header.project)
-    steps: list[Step] = []
-    for environment in project.ports:
-        key = environment_key(header.project, environment)
-        steps.append(Step(Action("close_environment", "close_environment", {"key": key}, says=f"stop serving {key}")))
-    for environment in project.ports:
-        for slot in ("blue", "green"):
-            name = container_name(header.project, environment, slot)
-            detail = {"name": name, "stopTimeout": project.settings.limits.stop_timeout_seconds}
-            steps.append(Step(Action("remove_container", "remove_container", detail, undo=True, says=f"remove {name}")))
-    detail = {"project": header.project, "team": project.team_id, "environments": [one.value for one in project.ports]}
-    steps.append(
-        Step(Action("forget_project", "forget_project", detail, cancellable=False, says="strike it from the registry"))
-    )
-    return Planned(Machine(tuple(steps)))
-
-
-@step("close_environment")
-async def close_environment(run: Performer, action: Action) -> Mapping[str, Any]:
-    """No traffic, no route, no flag."""
-    key = action.detail["key"]
-    run.drivers.traffic.switch(key, None, fence=run.fence.token)
-    await run.drivers.proxy.apply(remove=[key])
-    return {}
-
-
-@step("forget_project")
-async def forget_project(run: Performer, action: Action) -> Mapping[str, Any]:
-    """Strike project, slots, domains and the team's entry in one commit; hold the ports back for a while."""
-    project, now = action.detail["project"], run.drivers.clock.now()
-    ssot = await run.store.get("ssot")
-    teams = await run.store.get("teams")
-    changes = []
-    if ssot is not None and project in ssot.doc.get("projects", {}):
-        changes.append(Change("ssot", without_project(ssot.doc, project, now), ssot.version))
-    if teams is not None:
-        changes += _without_team_entry(teams.doc, teams.version, action.detail["team"], project)
-    keys = [environment_key(project, environment) for environment in action.detail["environments"]]
-    for document in (*(f"slots/{key}" for key in keys), f"domains/{project}"):
-        stored = await run.store.get(document)
-        if stored is not None:
-            changes.append(Change(document, None, stored.version))
-    if changes:
-        await run.store.commit(changes, fence=run.fence)
-    for key in keys:
-        run.drivers.traffic.forget(key, fence=run.fence.token)
-    return {}
-
-
-def _without_team_entry(doc: Document, version: int, team: str, project: str) -> Sequence[Change]:
-    teams = dict(doc.get("teams", {}))
-    own = dict(teams.get(team, {}))
-    if project not in own.get("projects", []):
-        return []
-    own["projects"] = [name for name in own["projects"] if name != project]
-    return [Change("teams", {**doc, "teams": {**teams, team: own}}, version)]

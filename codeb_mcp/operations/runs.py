@@ -13,14 +13,23 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from codeb_mcp.model.errors import CodebError, Conflict, DriverUnavailable, LockHeld, NotFound, from_code
+from codeb_mcp.model.errors import (
+    CodebError,
+    Conflict,
+    DriverUnavailable,
+    LockHeld,
+    NotFound,
+    RegistryDamaged,
+    from_code,
+)
 from codeb_mcp.model.machine import Failed, Machine
 from codeb_mcp.model.machines import machine_to_json
-from codeb_mcp.model.names import lease_name
+from codeb_mcp.model.names import Environment, lease_name
 from codeb_mcp.operations.context import Progress, Services, unheard
 from codeb_mcp.operations.driving import CANCELLED, POLL_SECONDS, Life, plan_document
 from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.journal import Journal
+from codeb_mcp.registry.leases import held_by
 from codeb_mcp.registry.store import Change, Lease
 
 JOIN_WINDOW = timedelta(hours=1)
@@ -102,10 +111,10 @@ class Runs:
 
     async def start(self, header: RunHeader) -> RunView:
         """Start the run, or join the one that the same request began. Raises LockHeld when another holds the lease."""
-        name = lease_name(header.project, header.environment)
         if (earlier := await self._joinable(header)) is not None:
             return earlier
         try:
+            name = lease_name(header.project, header.environment)
             lease = await self.services.store.acquire(name, f"run:{header.run_id}")
         except LockHeld as held:
             return await self._join_holder(header, held)
@@ -113,10 +122,12 @@ class Runs:
             if (earlier := await self._joinable(header)) is not None:
                 await self.services.store.release(lease)
                 return earlier
-            await self._settle(name, lease)
+            await self._require_alone(header)
+            await self._settle(header, lease)
             plan = await PLANNERS[header.kind](self.services, header)
-            journal = await self._begin(header, lease, plan)
+            # Before the journal: a key that names a run that never began is harmless, a run that nobody can join is not.
             await self._remember(header)
+            journal = await self._begin(header, lease, plan)
         except BaseException:
             await self.services.store.release(lease)
             raise
@@ -130,26 +141,35 @@ class Runs:
         return await self.services.registry.journals.create(header, lease.fence, plan=document, first=first)
 
     async def _joinable(self, header: RunHeader) -> RunView | None:
-        if header.dedupe is None:
+        """The earlier run of the same request, if it is to be joined. Raises Conflict for a key of another request."""
+        journal = await self._remembered(header.dedupe)
+        if journal is None or header.dedupe is None:
             return None
-        stored = await self.services.store.get(_dedupe_key(header.dedupe))
-        if stored is None:
-            return None
-        if datetime.fromisoformat(stored.doc["createdAt"]) + JOIN_WINDOW < self.services.drivers.clock.now():
-            return None
-        try:
-            journal = await self.services.registry.journals.open(stored.doc["runId"])
-        except NotFound:
-            return None
+        keyed = header.dedupe.startswith("key:")
+        if keyed and not _same(journal.header, header):
+            said, earlier = "this idempotency key belongs to another request", journal.header.run_id
+            raise Conflict(said, hint="Use a new key for a new request.", operationId=earlier)
         view = self.view(journal, joined=True)
         if view.status == "running":
             return await self._rejoined(view)
-        if header.dedupe.startswith("key:"):
+        if keyed:
             return view
         if view.status != "succeeded":
             return None
         stands = STILL_STANDS.get(header.kind)
         return view if stands is None or await stands(self.services, journal.header, view.result) else None
+
+    async def _remembered(self, dedupe: str | None) -> Journal | None:
+        """The journal of the run that this request began within the last hour."""
+        stored = await self.services.store.get(_dedupe_key(dedupe)) if dedupe else None
+        if stored is None:
+            return None
+        if datetime.fromisoformat(stored.doc["createdAt"]) + JOIN_WINDOW < self.services.drivers.clock.now():
+            return None
+        try:
+            return await self.services.registry.journals.open(stored.doc["runId"])
+        except NotFound:
+            return None
 
     async def _rejoined(self, view: RunView) -> RunView:
         """An open run that nobody drives any more is taken up again before somebody waits for it."""
@@ -186,17 +206,55 @@ class Runs:
         doc = {"runId": header.run_id, "createdAt": header.created_at.isoformat(), "kind": header.kind}
         await self.services.store.commit([Change(key, doc, stored.version if stored else 0)])
 
-    async def _settle(self, name: str, lease: Lease) -> None:
-        """Runs that a crash left open on this lease are undone before a new one begins."""
+    async def _require_alone(self, header: RunHeader) -> None:
+        """Runs of a whole project and runs of its environments exclude each other: both take their own lease first and
+        look for the other's then, so that whoever comes second sees the first. Raises LockHeld."""
+        others = [None] if header.environment else [environment.value for environment in Environment]
+        for environment in others:
+            other = await self.services.store.lease(lease_name(header.project, environment))
+            if other is not None:
+                raise held_by(other)
+
+    async def _settle(self, header: RunHeader, lease: Lease) -> None:
+        """Runs that a crash left open on this environment (or in this project, for a run of all of it) are undone before a
+        new one begins. Raises LockHeld when the project is half deleted."""
         for run_id in await self.services.registry.journals.open_runs():
-            if run_id in self._live:
+            journal = await self._legible(run_id)
+            if journal is None or journal.finished() or journal.header.project != header.project:
                 continue
-            journal = await self.services.registry.journals.open(run_id)
-            if lease_name(journal.header.project, journal.header.environment) != name or journal.finished():
-                continue
-            life = Life(self.services, journal, lease, self._ended)
-            life.stop.ask(Failed("cancelled", "a later run took its place", "Nothing to do."))
-            await life.drive()
+            environment = journal.header.environment
+            if environment == header.environment:
+                await self._undo(journal, lease)
+            elif header.environment is None:
+                theirs = await self.services.store.acquire(lease_name(header.project, environment), f"run:{run_id}")
+                try:
+                    await self._undo(journal, theirs)
+                finally:
+                    await self.services.store.release(theirs)
+            elif environment is None:
+                hint = "It is taken up again by itself; see operation_get."
+                raise LockHeld(f"{header.project} is being deleted", hint=hint, operationId=run_id)
+
+    async def _legible(self, run_id: str) -> Journal | None:
+        """The journal; None for a damaged one, which must not keep other environments from working."""
+        try:
+            return await self.services.registry.journals.open(run_id)
+        except RegistryDamaged as error:
+            self.services.log.error("a run's journal is damaged", operation_id=run_id, problem=error.message)
+            return None
+
+    async def _undo(self, journal: Journal, lease: Lease) -> None:
+        """Bring a run to its end that has lost its lease; one that this process still drives has lost it as well."""
+        former = self._live.get(journal.header.run_id)
+        if former is not None and former.task is not None:
+            former.task.cancel()
+            await asyncio.wait({former.task})
+            await journal.reload()
+        if journal.finished():
+            return
+        life = Life(self.services, journal, lease, self._ended)
+        life.stop.ask(Failed("cancelled", "a later run took its place", "Nothing to do."))
+        await life.drive()
 
     def _spawn(self, journal: Journal, lease: Lease) -> Life:
         run_id = journal.header.run_id
@@ -279,7 +337,12 @@ class Runs:
             return self.view(journal)
         name = lease_name(journal.header.project, journal.header.environment)
         lease = await self.services.store.acquire(name, f"run:{run_id}")
-        await journal.reload()
+        try:
+            await self._require_alone(journal.header)
+            await journal.reload()
+        except BaseException:
+            await self.services.store.release(lease)
+            raise
         if journal.finished() is not None:
             await self.services.store.release(lease)
             return self.view(journal)
@@ -325,6 +388,12 @@ def shown_step(step: Mapping[str, Any]) -> dict[str, Any]:
     if step.get("error"):
         return {**shown, "error": step["error"]["message"]}
     return {**shown, "output": step["says"]} if step.get("says") else shown
+
+
+def _same(one: RunHeader, other: RunHeader) -> bool:
+    """Whether both ask for the same thing; whether the caller waits for it does not matter."""
+    asked = [{name: value for name, value in header.request.items() if name != "wait"} for header in (one, other)]
+    return (one.project, one.environment) == (other.project, other.environment) and asked[0] == asked[1]
 
 
 def _dedupe_key(dedupe: str) -> str:
