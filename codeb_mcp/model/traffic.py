@@ -105,7 +105,7 @@ class Switch:
             "newVersion": self.plan.version,
             "digest": self.plan.digest,
             "hosts": list(self.plan.hosts),
-            "drain": dict(self.drained or self.recorded.get("drain", {})),
+            "drain": dict(self.drained),
             "graceExpiresAt": self.recorded.get("graceExpiresAt"),
         }
 
@@ -179,7 +179,6 @@ def _record(plan: SwitchPlan) -> Action:
         "by": plan.by,
         "graceHours": plan.grace_hours,
     }
-    detail["formerPort"] = plan.from_port
     # Not cancellable: a write that came through and was then taken for cancelled would part registry and traffic.
     says = f"write {plan.to_slot} as active"
     return Action("record_switch", "update_registry", detail, cancellable=False, says=says)

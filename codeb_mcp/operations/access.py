@@ -14,7 +14,7 @@ from codeb_mcp.model.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from codeb_mcp.model.names import DisplayName, Identifier, TeamId
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context
-from codeb_mcp.operations.keys import Issued, NewKey, issue, with_key
+from codeb_mcp.operations.keys import KEY_USE, Issued, NewKey, issue, with_key
 from codeb_mcp.registry.store import Change, Document, update
 
 MAX_LIFE = timedelta(days=730)
@@ -232,7 +232,7 @@ class TokenRequest(TeamRequest):
 
 
 class TokenAnswer(Result):
-    """A key. `key` is its text, shown this once."""
+    """A key. `key` is its text, shown this once; `last_used_at` is noted by the server, within a minute."""
 
     id: str
     name: str
@@ -242,6 +242,7 @@ class TokenAnswer(Result):
     created_at: str
     expires_at: str | None = None
     revoked_at: str | None = None
+    last_used_at: str | None = None
     last4: str | None = None
     key: str | None = None
 
@@ -375,5 +376,10 @@ async def token_list(ctx: Context, request: TokenListRequest) -> TokenPage:
     stored = await ctx.store.get("api-keys")
     entries = (stored.doc.get("keys", {}) if stored else {}).values()
     records = [KeyRecord.model_validate(dict(entry)) for entry in entries if entry.get("teamId") == team_id]
-    rows = [_answer(record) for record in sorted(records, key=lambda record: record.created_at)]
+    used = await ctx.store.get(KEY_USE)
+    last = used.doc if used else {}
+    rows = [
+        _answer(record).model_copy(update={"last_used_at": last.get(record.id)})
+        for record in sorted(records, key=lambda record: record.created_at)
+    ]
     return TokenPage.of(rows, request)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from importlib import import_module
 
-MODULES = ("access", "audits", "deploys", "health", "logs", "members", "projects", "removal", "repair", "runs_api", "slots")
+MODULES = (
+    "access",
+    "audits",
+    "deploys",
+    "health",
+    "logs",
+    "members",
+    "projects",
+    "removal",
+    "repair",
+    "runs_api",
+    "slots",
+)
 
 
 def load() -> None:

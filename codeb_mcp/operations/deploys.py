@@ -204,7 +204,9 @@ def deploy_result(services: Services, view: RunView) -> DeployResult:
 class PromoteRequest(RunRequest):
     """Which environment gets its waiting release."""
 
-    drain_seconds: float = Field(0, ge=0, le=50, description="Wait this long for requests on the former slot to end")
+    drain_seconds: float = Field(
+        0, ge=0, le=50, description="Wait up to this long until no request runs on the former slot, and report the rest"
+    )
 
 
 class PromoteResult(RunAnswer):
@@ -216,7 +218,9 @@ class PromoteResult(RunAnswer):
     previous_version: str | None = None
     new_version: str | None = None
     digest: str | None = None
-    in_flight: int | None = Field(None, description="Requests that still run on the former slot; nothing cuts them")
+    in_flight: int | None = Field(
+        None, description="With drainSeconds: requests that still ran on the former slot at its end; nothing cuts them"
+    )
     grace_expires_at: str | None = None
 
 

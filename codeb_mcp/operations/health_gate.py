@@ -11,8 +11,8 @@ from codeb_mcp.model.errors import CodebError, DriverRefused, ReleaseUnhealthy
 from codeb_mcp.model.project import HealthCheck
 from codeb_mcp.model.redaction import clean_text
 
-FIRST_PAUSE_SECONDS = 0.02
-PAUSE_GROWTH = 1.5
+FIRST_PAUSE_SECONDS = 0.01
+PAUSE_GROWTH = 1.3
 RESTARTS_ALLOWED = 2
 LOG_LINES = 15
 

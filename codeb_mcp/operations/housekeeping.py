@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from codeb_mcp.model.errors import CodebError, LockHeld
+from codeb_mcp.model.errors import CodebError, Conflict, LockHeld
 from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 from codeb_mcp.operations.answers import new_run_id
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.garbage import collect_images
 from codeb_mcp.operations.health import probe_slot
+from codeb_mcp.operations.keys import KEY_USE, KeyRing
 from codeb_mcp.operations.routing import ensure_flag
 from codeb_mcp.operations.state import change_slots, environments, load_project, site_of
 from codeb_mcp.registry.entries import RunHeader
+from codeb_mcp.registry.store import Change, update
 
 PROBES_AT_ONCE = 16
 KEEP_RUNS = 2000
+DAY_SECONDS = 86_400.0
+REQUESTS = "idempotency/"
 GARBAGE_EVERY = timedelta(minutes=10)
 
 
@@ -35,10 +40,14 @@ class Report:
 
 
 class Housekeeper:
-    """Keeps one installation tidy. Every duty is on its own: one that fails does not keep the others from being done."""
+    """Keeps one installation tidy; `ring` tells which keys were used.
 
-    def __init__(self, services: Services) -> None:
+    Every duty is on its own: one that fails does not keep the others from being done.
+    """
+
+    def __init__(self, services: Services, ring: KeyRing | None = None) -> None:
         self.services = services
+        self.ring = ring or KeyRing()
         self._last_garbage: datetime | None = None
 
     async def run(self) -> None:
@@ -57,6 +66,7 @@ class Housekeeper:
             self._expire,
             self._restore_routes,
             self._refresh_health,
+            self._note_use,
             self._collect,
         )
         for duty in duties:
@@ -157,10 +167,29 @@ class Housekeeper:
             return
         report.health_changed.append(f"{slots.key}-{record.name}: {status}")
 
+    async def _note_use(self, report: Report) -> None:
+        """When each key was last used, written once a round at most."""
+        used, self.ring.used = self.ring.used, {}
+        if used:
+            times = {key_id: moment.isoformat() for key_id, moment in used.items()}
+            await update(self.services.store, KEY_USE, lambda doc: {**(doc or {}), **times})
+
+    async def _forget_requests(self, now: datetime) -> None:
+        """Requests can be joined for an hour; what is remembered of them goes after a day."""
+        store = self.services.store
+        for key in await store.keys(REQUESTS):
+            stored = await store.get(key)
+            if stored and now - datetime.fromisoformat(stored.doc["createdAt"]) > timedelta(seconds=DAY_SECONDS):
+                with contextlib.suppress(Conflict):
+                    await store.commit([Change(key, None, stored.version)])
+        await store.forget_deleted(REQUESTS, older_than_seconds=DAY_SECONDS)
+
     async def _collect(self, report: Report) -> None:
         now = self.services.drivers.clock.now()
         if self._last_garbage is not None and now - self._last_garbage < GARBAGE_EVERY:
             return
         self._last_garbage = now
         await self.services.registry.journals.prune(KEEP_RUNS)
+        await self._forget_requests(now)
+        await asyncio.to_thread(self.services.registry.limiter.prune, older_than_seconds=DAY_SECONDS)
         report.images_removed += await collect_images(self.services)

@@ -24,6 +24,8 @@ from codeb_mcp.registry.store import Document, StateStore
 
 DEFAULT_LIFE = timedelta(days=90)
 PLATFORM_TEAM = "default"
+KEY_USE = "key-use"
+"""Document with the moment each key was last used."""
 
 
 @dataclass(frozen=True, slots=True)

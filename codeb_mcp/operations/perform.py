@@ -318,20 +318,10 @@ async def record_switch(run: Performer, action: Action) -> Mapping[str, Any]:
     def record(slots: Slots) -> Slots:
         return slots if slots.active_slot is slot else slots.promoted(slot, now, action.detail["by"], grace)
 
-    slots, running = await asyncio.gather(
-        run.change(action.detail["key"], record), _still_running(run, action.detail["formerPort"])
-    )
+    slots = await run.change(action.detail["key"], record)
     former = slots.in_state(SlotState.GRACE)
     ends = former.grace_expires_at if former else None
-    return {"graceExpiresAt": ends.isoformat() if ends else None, "drain": {"inFlight": running}}
-
-
-async def _still_running(run: Performer, port: int | None) -> int | None:
-    """Requests on the former slot; None when the proxy does not say. Told to the caller only, so it never fails."""
-    try:
-        return await run.drivers.proxy.in_flight(port) if port is not None else 0
-    except CodebError:
-        return None
+    return {"graceExpiresAt": ends.isoformat() if ends else None}
 
 
 @step("drain")

@@ -110,6 +110,10 @@ class MemoryStore:
         if holding is None or not holding.held or holding.lease.token != fence.token:
             raise lease_lost(fence, holding.lease.token if holding and holding.held else None)
 
+    async def forget_deleted(self, prefix: str, *, older_than_seconds: float) -> int:
+        """Nothing is kept of a deleted document but its serial."""
+        return 0
+
     async def force_release(self, name: str, token: int) -> None:
         """Break the lease with exactly this token (`Conflict` when it is another)."""
         holding = self._leases.get(check_lease_name(name))

@@ -107,6 +107,10 @@ class StateStore(Protocol):
         """Raise `LeaseLost` unless the fence's token is still the newest and the lease is held."""
         ...
 
+    async def forget_deleted(self, prefix: str, *, older_than_seconds: float) -> int:
+        """Drop what is kept of documents deleted that long ago; answers how many. A new one still counts on."""
+        ...
+
     async def force_release(self, name: str, token: int) -> None:
         """Break the lease with exactly this token (`Conflict` when it is another). The caller audits it."""
         ...
