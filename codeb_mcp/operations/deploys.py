@@ -19,6 +19,7 @@ from codeb_mcp.operations.answers import RunAnswer, RunRequest, common, fact, he
 from codeb_mcp.operations.catalog import Effect, operation
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.environments import ensure_environment
+from codeb_mcp.operations.routing import require_without_traffic
 from codeb_mcp.operations.runs import STILL_STANDS, Planned, RunView, planner
 from codeb_mcp.operations.state import load_project, load_slots, site_of, url_of
 from codeb_mcp.registry.entries import RunHeader
@@ -112,6 +113,7 @@ async def plan_deploy(services: Services, header: RunHeader) -> Planned:
     looked = _since(started)
     started = time.perf_counter()
     slot = accepted(choose_slot(slots, services.drivers.clock.now(), force=request.force))
+    require_without_traffic(services, slots, slot)
     image, version = what_to_run(request, project)
     plan = DeployPlan(
         run_id=header.run_id,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from codeb_mcp.model.errors import CodebError, Conflict
-from codeb_mcp.model.names import Environment, lease_name
+from codeb_mcp.model.names import Environment, Slot, lease_name
 from codeb_mcp.model.project import EnvironmentSettings, public_host
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.context import Services
@@ -42,6 +42,17 @@ def _hosts(settings: Settings, name: str, entry: Mapping[str, Any]) -> Iterator[
     for environment in (one for one in Environment if one.value in {*entry.get("ports", {}), *chosen}):
         own = EnvironmentSettings.model_construct(domain=chosen.get(environment.value, {}).get("domain"))
         yield environment, public_host(name, environment, own, settings.base_domain)
+
+
+def require_without_traffic(services: Services, slots: Slots, slot: Slot) -> None:
+    """Raise Conflict when traffic goes to the slot although the registry says otherwise: what serves is never replaced or
+    removed on the word of a record alone."""
+    if services.drivers.traffic.live(slots.key) is slot and slots.active_slot is not slot:
+        raise Conflict(
+            f"traffic of {slots.key} goes to slot {slot}, which the registry does not know as active",
+            hint="Run registry_check and mend the difference with registry_repair first.",
+            slot=slot.value,
+        )
 
 
 async def publish_routes(services: Services, project: str, environments: Sequence[Environment]) -> list[str]:

@@ -23,6 +23,7 @@ from codeb_mcp.operations.answers import (
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Result, operation
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.ownership import team_projects
+from codeb_mcp.operations.routing import require_without_traffic
 from codeb_mcp.operations.runs import Planned, planner
 from codeb_mcp.operations.state import find_slots, load_project, load_slots
 from codeb_mcp.registry.entries import RunHeader
@@ -141,6 +142,7 @@ async def plan_cleanup(services: Services, header: RunHeader) -> Planned:
     request = SlotCleanupRequest.model_validate(header.request)
     slots = await load_slots(services.store, request.project_name, request.environment)
     record = _to_clean(slots, services, force=request.force)
+    require_without_traffic(services, slots, record.name)
     project = await load_project(services.store, request.project_name)
     machine = retirement(
         slots.key,
@@ -158,8 +160,9 @@ def _to_clean(slots: Slots, services: Services, *, force: bool) -> SlotRecord:
     full = [record for record in idle if record.state is not SlotState.EMPTY]
     if not full:
         raise Conflict(f"{slots.key} has no slot to empty", hint="Nothing to do.")
-    record = full[0]
-    if force or record.grace_is_over(services.drivers.clock.now()):
+    now = services.drivers.clock.now()
+    record = next((one for one in full if one.grace_is_over(now)), full[0])
+    if force or record.grace_is_over(now):
         return record
     why = "is the way back" if record.state is SlotState.GRACE else "waits to be promoted"
     raise Conflict(

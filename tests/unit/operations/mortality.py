@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,9 @@ class _StoppingJournals(Journals):
         super().__init__(root, store, **more)
         self._stopped = stopped
 
-    async def create(self, header: RunHeader, fence: Fence, *, plan: Any = None, first: Action | None = None) -> Journal:
+    async def create(
+        self, header: RunHeader, fence: Fence, *, plan: Any = None, first: Action | None = None
+    ) -> Journal:
         await self._stopped.pass_by("before begin")
         journal = await super().create(header, fence, plan=plan, first=first)
         await self._stopped.pass_by("after begin")

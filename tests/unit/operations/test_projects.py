@@ -81,7 +81,9 @@ async def test_a_change_keeps_what_it_does_not_name(world: World) -> None:
     await world.project("shop", limits={"memoryMb": 256})
     await world.call("project_update", projectName="shop", limits={"pids": 64}, keep=5)
     await world.call("project_update", projectName="shop", healthCheck={"path": "/ready"}, containerPort=3000)
-    found = await world.call("project_update", projectName="shop", environment="production", graceHours=1, drainSeconds=2)
+    found = await world.call(
+        "project_update", projectName="shop", environment="production", graceHours=1, drainSeconds=2
+    )
     assert (found["limits"]["memoryMb"], found["limits"]["pids"]) == (256, 64)
     assert (found["keep"], found["containerPort"]) == (5, 3000)
     assert found["healthCheck"]["path"] == "/ready"
@@ -118,7 +120,13 @@ async def test_a_proxy_that_is_away_does_not_undo_a_change(world: World) -> None
 
 @pytest.mark.parametrize(
     "domain",
-    ["shop.example.com", "blog.codeb.localhost", "blog-staging.codeb.localhost", "x.preview.codeb.localhost", "preview.codeb.localhost"],
+    [
+        "shop.example.com",
+        "blog.codeb.localhost",
+        "blog-staging.codeb.localhost",
+        "x.preview.codeb.localhost",
+        "preview.codeb.localhost",
+    ],
 )
 async def test_a_domain_that_somebody_else_has_is_refused(world: World, domain: str) -> None:
     await world.project("shop", domain="shop.example.com")
@@ -277,12 +285,18 @@ async def test_a_project_without_its_slots_document_can_be_deployed_to(world: Wo
     assert stored is not None
     assert teams is not None
     root = world.settings.registry
-    ssot = {**stored.doc, "projects": {"worb": {"ports": {"production": {"blue": 4000, "green": 4001}}, "database": {"name": "worb"}}}}
+    ssot = {
+        **stored.doc,
+        "projects": {"worb": {"ports": {"production": {"blue": 4000, "green": 4001}}, "database": {"name": "worb"}}},
+    }
     team = {**teams.doc["teams"]["default"], "projects": ["worb"]}
     from codeb_mcp.registry.store import Change
 
     await world.services.store.commit(
-        [Change("ssot", ssot, stored.version), Change("teams", {**teams.doc, "teams": {"default": team}}, teams.version)]
+        [
+            Change("ssot", ssot, stored.version),
+            Change("teams", {**teams.doc, "teams": {"default": team}}, teams.version),
+        ]
     )
     await world.live("v1", "worb")
     assert await world.visit("worb.codeb.localhost") == "v1"
