@@ -19,7 +19,7 @@ import click
 from codeb_mcp.faces import cli_setup
 from codeb_mcp.faces.cli_call import Interrupted, Manner, Surroundings, Wanted, carry_out, wire_error
 from codeb_mcp.faces.cli_flags import CONFIRM, Flag, flags_of, wire_arguments
-from codeb_mcp.model.errors import Bug, CodebError, InvalidRequest
+from codeb_mcp.model.errors import Bug, CodebError, Forbidden, InvalidRequest
 from codeb_mcp.operations.catalog import Catalog, Effect, Operation, load_all
 
 INTERRUPTED = 130
@@ -37,14 +37,15 @@ def run(argv: Sequence[str], around: Surroundings | None = None) -> int:
             sys.stderr.write(f"run {left.run_id} is left open: codeb operation resume {left.run_id}\n")
         return INTERRUPTED
     except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("\nstopped\n")
+        sys.stderr.write("stopped\n")
         return INTERRUPTED
     except CodebError as error:
         return _failed(error, manner)
-    except BrokenPipeError:
-        # Whoever read our output has gone; a second attempt at the interpreter's end would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Bug.exit_code
+    except PermissionError as error:
+        hint = "Run it as the user that CODEB_ROOT belongs to."
+        return _failed(Forbidden(f"{error.filename}: permission denied", hint=hint), manner)
+    except OSError as error:
+        return _failed(Bug(f"{error.filename or 'the system'}: {error.strerror}", hint="Check CODEB_ROOT."), manner)
     return 0
 
 

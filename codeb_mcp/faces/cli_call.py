@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from codeb_mcp.faces.cli_keys import configured_key
 from codeb_mcp.faces.cli_show import Progress, console, progress, show
 from codeb_mcp.model.errors import CodebError, RateLimited
+from codeb_mcp.model.redaction import redact
 
 if TYPE_CHECKING:
     from codeb_mcp.faces.client import Client
@@ -168,22 +169,28 @@ def followed(wanted: Wanted) -> Wanted | None:
 
 async def _follow(client: Client, wanted: Wanted, heard: Heard) -> None:
     """Start the run and show its steps until it has ended, in whatever way."""
-    from codeb_mcp.operations.context import Event
-
-    begun = await client.call(wanted.tool, {**wanted.arguments, "wait": False})
-    run_id, seen, looks = str(begun.get("operationId") or ""), 0, 0
-    while run_id and begun.get("status") == "running":
-        heard.run_id = run_id
-        steps = [step for step in begun.get("steps", []) if isinstance(step, Mapping)]
-        for number, step in enumerate(steps[seen:], start=seen + 1):
-            status = "failed" if step.get("error") else "started"
-            words = str(step.get("error") or step.get("output") or "")
-            heard.hear(Event(run_id, str(step.get("name")), status, number, max(7, number), None, words))
-        seen = len(steps)
+    state = await client.call(wanted.tool, {**wanted.arguments, "wait": False})
+    run_id, shown, looks = str(state.get("operationId") or ""), 0, 0
+    heard.run_id = run_id or None
+    while run_id:
+        steps = [step for step in state.get("steps", []) if isinstance(step, Mapping)]
+        for number, step in enumerate(steps[shown:], start=shown + 1):
+            heard.hear(_event(run_id, number, step))
+        shown = len(steps)
+        if state.get("status") != "running":
+            return
         await asyncio.sleep(LOOK_SECONDS[min(looks, len(LOOK_SECONDS) - 1)])
         looks += 1
         with contextlib.suppress(RateLimited):
-            begun = await client.call("operation_get", {"operationId": run_id})
+            state = await client.call("operation_get", {"operationId": run_id})
+
+
+def _event(run_id: str, number: int, step: Mapping[str, Any]) -> Event:
+    """A step of a run as news; how many there will be is not known from here."""
+    from codeb_mcp.operations.context import Event
+
+    words = str(step.get("error") or step.get("output") or "")
+    return Event(run_id, str(step.get("name")), "failed" if step.get("error") else "started", number, 0, None, words)
 
 
 async def interruptible(work: Coroutine[Any, Any, None], heard: Heard) -> None:
@@ -233,5 +240,6 @@ def with_services(around: Surroundings, work: Callable[[Services], Awaitable[Any
 
 
 def wire_error(error: CodebError) -> dict[str, Any]:
-    """The error as machines get it on stdout."""
-    return {"success": False, "error": error.message, **error.as_dict()}
+    """The error as machines get it on stdout. A name that is not known may be a key typed into the wrong field: masked."""
+    shown: dict[str, Any] = redact({"success": False, "error": error.message, **error.as_dict()})
+    return shown

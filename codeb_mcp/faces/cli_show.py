@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from codeb_mcp.faces.cli_flags import words
 from codeb_mcp.model.errors import CodebError
+from codeb_mcp.model.redaction import redact_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +106,15 @@ def _is_block(name: str, value: Any) -> bool:
 def _show_facts(facts: Mapping[str, Any], out: Console, indent: str = "") -> None:
     wide = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
-        out.print(f"{indent}{name:<{wide}}  {text_of(value)}", soft_wrap=True)
+        head = f"{indent}{name:<{wide}}  "
+        for line in _folded(text_of(value), max(20, out.width - len(head))):
+            out.print(head + line, soft_wrap=True)
+            head = " " * len(head)
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """Lines that fit, broken at spaces only: a key or a digest stays in one piece."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _show_page(answer: Mapping[str, Any], out: Console) -> None:
@@ -160,9 +170,9 @@ def _blocks(columns: Mapping[str, list[str]], out: Console) -> None:
 
 def show_error(error: CodebError, out: Console) -> None:
     """`error:` and `hint:`, and for a failed run what each step came to."""
-    out.print(f"error: {text_of(error.message)}", style="red", soft_wrap=True)
+    out.print(f"error: {text_of(redact_text(error.message))}", style="red", soft_wrap=True)
     if error.hint:
-        out.print(f"hint: {text_of(error.hint)}", soft_wrap=True)
+        out.print(f"hint: {text_of(redact_text(error.hint))}", soft_wrap=True)
     steps = error.detail.get("steps")
     for step in steps if isinstance(steps, list) else []:
         if isinstance(step, Mapping) and step.get("error"):
@@ -201,9 +211,9 @@ class Lines:
     def hear(self, event: Event) -> None:
         """A line for the beginning and for a failure."""
         if event.status in ("started", "failed"):
-            words_ = "failed: " if event.status == "failed" else ""
-            text = f"[{event.position}/{event.total}] {event.step}: {words_}{text_of(event.message)}"
-            self.out.print(text, soft_wrap=True)
+            where = f"{event.position}/{event.total}" if event.total else f"{event.position}"
+            said = [event.step, "failed" if event.status == "failed" else "", text_of(event.message)]
+            self.out.print(f"[{where}] " + ": ".join(word for word in said if word), soft_wrap=True)
 
     def close(self) -> None:
         """Nothing to put back."""
@@ -232,7 +242,7 @@ class Bar:
         label = text_of(event.message or event.step)
         room = max(10, self._bar.console.width - 34)
         label = label if len(label) <= room else label[: room - 1] + "…"
-        self._bar.update(self._task, completed=done, total=event.total, description=label)
+        self._bar.update(self._task, completed=done, total=event.total or None, description=label)
 
     def close(self) -> None:
         """Take the bar away."""

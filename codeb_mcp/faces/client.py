@@ -58,7 +58,10 @@ _BY_STATUS: Mapping[int, type[CodebError]] = {
 
 def base_url(text: str) -> str:
     """The server's address without a trailing path of ours; raises InvalidRequest for what is no http(s) address."""
-    parts = urlsplit(text.strip())
+    try:
+        parts = urlsplit(text.strip())
+    except ValueError:  # an address of IPv6 that does not end
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
         raise InvalidRequest(
             "the server's address is not valid",
