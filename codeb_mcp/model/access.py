@@ -125,6 +125,7 @@ class KeyRecord(BaseModel):
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last4: str | None = None
+    rotated_from: str | None = None
 
     def usable(self, now: datetime) -> bool:
         """Neither revoked nor expired."""

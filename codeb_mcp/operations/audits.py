@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from codeb_mcp.model.access import Reach, Role
+from codeb_mcp.model.access import Reach, Role, in_scope
+from codeb_mcp.model.errors import Forbidden
 from codeb_mcp.model.names import Identifier, ProjectName
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context
@@ -28,6 +29,8 @@ class AuditPage(Page):
 @operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.TEAM)
 async def audit_list(ctx: Context, request: AuditListRequest) -> AuditPage:
     """List what your team did: who, which tool, with which arguments and outcome. Newest first."""
+    if request.project_name is None and not in_scope(ctx.caller.scopes, "project", None):
+        raise Forbidden("this key is limited to some projects", hint="Say projectName.")
     await ctx.services.trail.flush()
     rows, total = await ctx.services.registry.audit.page(
         team=ctx.caller.team,

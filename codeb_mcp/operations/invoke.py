@@ -16,7 +16,7 @@ from codeb_mcp.model.errors import Bug, CodebError, Forbidden, InvalidRequest, N
 from codeb_mcp.model.redaction import redact, redact_text
 from codeb_mcp.operations.catalog import ANSWER_LIMIT, CATALOG, Effect, Operation, Page, Request, Result
 from codeb_mcp.operations.context import Context, Progress, Services, unheard
-from codeb_mcp.operations.ownership import require_project, require_team
+from codeb_mcp.operations.ownership import require_project, require_scope, require_team
 from codeb_mcp.registry.audit import AuditRecord
 
 ARGUMENTS_LIMIT = 8_000
@@ -138,11 +138,9 @@ def invalid(operation: Operation, error: ValidationError) -> InvalidRequest:
 async def _require_own(services: Services, operation: Operation, caller: Principal, request: Request) -> None:
     project = getattr(request, "project_name", None)
     if project is not None:
-        environment = getattr(request, "environment", None)
-        if not in_scope(caller.scopes, "project", project):
-            raise Forbidden(f"this key may not touch project {project}", hint="Use a key whose scopes include it.")
-        if environment is not None and not in_scope(caller.scopes, "environment", environment):
-            raise Forbidden(f"this key may not touch {environment}", hint="Use a key whose scopes include it.")
+        one, several = getattr(request, "environment", None), getattr(request, "environments", ())
+        named = [one] if one is not None else list(several)
+        require_scope(caller, project, named, changes=operation.effect is not Effect.READ)
         if operation.name != "project_create":
             await require_project(services.store, caller, project)
     elif operation.reach is Reach.PROJECT:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
+
 from codeb_mcp.model.access import (
     BASE62,
     RANDOM_LENGTH,
@@ -18,7 +20,7 @@ from codeb_mcp.model.access import (
     key_hash,
     looks_like_key,
 )
-from codeb_mcp.model.errors import RateLimited, Unauthenticated
+from codeb_mcp.model.errors import RateLimited, RegistryDamaged, Unauthenticated
 from codeb_mcp.operations.context import Services
 from codeb_mcp.registry.store import Document, StateStore
 
@@ -73,6 +75,23 @@ def with_key(doc: Document | None, record: KeyRecord, now: datetime) -> dict[str
     return {"version": "1.0", **(doc or {}), "updatedAt": now.isoformat(), "keys": keys}
 
 
+def records_of(doc: Document | None) -> list[KeyRecord]:
+    """All records of the document `api-keys`; raises RegistryDamaged naming the one that is not valid."""
+    return [parse_key(key_id, entry) for key_id, entry in ((doc or {}).get("keys") or {}).items()]
+
+
+def parse_key(key_id: str, entry: Mapping[str, Any]) -> KeyRecord:
+    """One record; raises RegistryDamaged."""
+    try:
+        return KeyRecord.model_validate(dict(entry))
+    except (ValidationError, TypeError, ValueError):
+        raise RegistryDamaged(
+            f"the record of key {key_id} in api-keys is not valid",
+            hint="Mend or remove the record; `codeb registry rebuild` restores a damaged document.",
+            document="api-keys",
+        ) from None
+
+
 class KeyRing:
     """Finds the caller behind a key. The index is rebuilt only when the registry's document has changed."""
 
@@ -110,8 +129,7 @@ class KeyRing:
         if stored is None:
             return None
         if stored.version != self._version:
-            records = (KeyRecord.model_validate(dict(entry)) for entry in stored.doc.get("keys", {}).values())
-            self._by_hash = {record.key_hash: record for record in records}
+            self._by_hash = {record.key_hash: record for record in records_of(stored.doc)}
             self._version = stored.version
         record = self._by_hash.get(wanted)
         return record if record is not None and secrets.compare_digest(record.key_hash, wanted) else None

@@ -15,7 +15,7 @@ from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.environments import add_environments
-from codeb_mcp.operations.ownership import team_projects
+from codeb_mcp.operations.ownership import callers_projects, require_all_environments, team_projects
 from codeb_mcp.operations.routing import publish_routes, require_free_hosts
 from codeb_mcp.operations.state import find_slots, load_project, load_ssot, parse_project, site_of, url_of
 from codeb_mcp.registry.store import Change, Document, update
@@ -171,6 +171,8 @@ async def project_update(ctx: Context, request: ProjectUpdateRequest) -> Project
     What is not given stays as it is. Running containers keep the settings they were deployed with; the next deploy uses
     the new ones. A new domain is served at once.
     """
+    if request.model_fields_set & set(SettingsRequest.model_fields):
+        require_all_environments(ctx.caller)
     said = {
         name: value
         for name in ("domain", "grace_hours", "drain_seconds")
@@ -253,7 +255,7 @@ async def _environment(services: Services, name: str, project: Project, environm
 @operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.TEAM)
 async def project_list(ctx: Context, request: PageRequest) -> ProjectPage:
     """List the projects of your team."""
-    names = await team_projects(ctx.store, ctx.caller.team)
+    names = await callers_projects(ctx.store, ctx.caller)
     projects = (await load_ssot(ctx.store)).get("projects", {})
     shown = names[request.offset : request.offset + request.limit]
     rows = [

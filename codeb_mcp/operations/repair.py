@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from codeb_mcp.drivers.protocols import ContainerSpec
-from codeb_mcp.model.access import Principal, Reach, Role
+from codeb_mcp.model.access import Principal, Reach, Role, in_scope
 from codeb_mcp.model.drift import Drift, Repair
 from codeb_mcp.model.errors import CodebError, Conflict, NotFound
 from codeb_mcp.model.machine import Action
@@ -19,7 +19,7 @@ from codeb_mcp.operations.answers import RunRequest, header_of
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.observe import drift
-from codeb_mcp.operations.ownership import team_projects
+from codeb_mcp.operations.ownership import callers_projects
 from codeb_mcp.operations.perform import Performer, container_spec, ensure_site, step
 from codeb_mcp.operations.runs import Planned, planner
 from codeb_mcp.operations.state import load_project, site_of
@@ -66,16 +66,16 @@ async def registry_check(ctx: Context, request: CheckRequest) -> DriftPage:
 
 
 async def _visible(ctx: Context, project: str | None) -> list[Drift]:
-    mine = set(await team_projects(ctx.store, ctx.caller.team))
+    mine = set(await callers_projects(ctx.store, ctx.caller))
     found = await drift(ctx.services)
     return [one for one in found if _may_see(ctx.caller, one, mine) and project in (None, _project(one.key))]
 
 
 def _may_see(caller: Principal, one: Drift, mine: set[str]) -> bool:
-    project = _project(one.key)
-    if project in mine:
-        return True
-    return caller.platform and one.kind in ("container_unknown", "route_unknown")
+    project, _, environment = one.key.rpartition("-")
+    within = in_scope(caller.scopes, "project", project) and in_scope(caller.scopes, "environment", environment)
+    nobodys = caller.platform and one.kind in ("container_unknown", "route_unknown")
+    return within and (project in mine or nobodys)
 
 
 def _project(key: str) -> str:

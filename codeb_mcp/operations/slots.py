@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from codeb_mcp.model.access import Reach, Role
+from codeb_mcp.model.access import Reach, Role, in_scope
 from codeb_mcp.model.errors import Conflict
 from codeb_mcp.model.names import Environment, Slot, container_name
 from codeb_mcp.model.sequence import retirement
@@ -22,7 +22,7 @@ from codeb_mcp.operations.answers import (
 )
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Result, operation
 from codeb_mcp.operations.context import Context, Services
-from codeb_mcp.operations.ownership import team_projects
+from codeb_mcp.operations.ownership import callers_projects
 from codeb_mcp.operations.routing import require_without_traffic
 from codeb_mcp.operations.runs import Planned, planner
 from codeb_mcp.operations.state import find_slots, load_project, load_slots
@@ -89,8 +89,9 @@ class SlotPage(Page):
 async def slot_list(ctx: Context, request: PageRequest) -> SlotPage:
     """List every environment of your team with the state of its slots."""
     rows = []
-    for name in await team_projects(ctx.store, ctx.caller.team):
-        for environment in Environment:
+    mine = [one for one in Environment if in_scope(ctx.caller.scopes, "environment", one)]
+    for name in await callers_projects(ctx.store, ctx.caller):
+        for environment in mine:
             slots = await find_slots(ctx.store, name, environment)
             if slots is not None:
                 rows.append(_row(slots))
