@@ -20,7 +20,8 @@ _SHAPES = re.compile(
     r"|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{40,}|glpat-[A-Za-z0-9_-]{20,}"
     r"|(?:AKIA|ASIA|AGPA|AIDA|AROA)[A-Z0-9]{16}"
     r"|xox[abposr]-[A-Za-z0-9-]{10,}|xapp-[A-Za-z0-9-]{10,}"
-    r"|sk-(?:ant-|proj-)?[A-Za-z0-9_-]{20,}|(?:sk|rk|pk|whsec)_(?:live_|test_)?[A-Za-z0-9]{20,}"
+    r"|(?<![A-Za-z0-9-])sk-(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{20,}"
+    r"|(?<![A-Za-z0-9])(?:sk|rk|pk|whsec)_(?:live_|test_)?[A-Za-z0-9]{20,}"
     r"|AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,}"
     r"|npm_[A-Za-z0-9]{30,}|pypi-[A-Za-z0-9_-]{40,}|dop_v1_[a-f0-9]{40,}|hvs\.[A-Za-z0-9_-]{20,}"
     r"|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|AGE-SECRET-KEY-1[A-Z0-9]{50,}"
@@ -65,6 +66,19 @@ def redact(value: Any, key: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [redact(item, key) for item in value]
     return value
+
+
+def secret_fields(arguments: Mapping[str, Any]) -> list[str]:
+    """The names of arguments that hold an unmistakable secret anywhere inside."""
+    return [name for name, value in arguments.items() if _holds_secret(value)]
+
+
+def _holds_secret(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) >= _SHORTEST and (_SHAPES.search(value) is not None or _URL.search(value) is not None)
+    if isinstance(value, Mapping):
+        return any(_holds_secret(item) for item in value.values())
+    return isinstance(value, list | tuple) and any(_holds_secret(item) for item in value)
 
 
 _CONTROL = re.compile(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.deploy import Deploy, DeployPlan
 from codeb_mcp.model.errors import Conflict, Forbidden, InvalidRequest
 from codeb_mcp.model.names import Environment, ImageRef, Slot, Version, container_name, image_parts, image_registry
 from codeb_mcp.model.project import Project
+from codeb_mcp.model.redaction import clean_text
 from codeb_mcp.model.slot import Refusal, SlotRecord, Slots, SlotState, choose_slot, rollback_target
 from codeb_mcp.model.traffic import Switch, SwitchPlan
 from codeb_mcp.operations.answers import RunAnswer, RunRequest, common, fact, header_of, run_to_answer
@@ -246,7 +247,9 @@ async def promote(ctx: Context, request: PromoteRequest) -> PromoteResult:
 class RollbackRequest(RunRequest):
     """Which environment goes back, and why."""
 
-    reason: str = Field("", max_length=500, description="Why; goes into the audit trail")
+    reason: Annotated[str, AfterValidator(clean_text)] = Field(
+        "", max_length=500, description="Why; goes into the audit trail"
+    )
 
 
 class RollbackResult(RunAnswer):

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from codeb_mcp.model.access import Principal, Reach, in_scope
 from codeb_mcp.model.errors import Bug, CodebError, Forbidden, InvalidRequest, NotFound, RateLimited
-from codeb_mcp.model.redaction import redact, redact_text
+from codeb_mcp.model.redaction import redact, redact_text, secret_fields
 from codeb_mcp.operations.catalog import ANSWER_LIMIT, CATALOG, Effect, Operation, Page, Request, Result
 from codeb_mcp.operations.context import Context, Progress, Services, unheard
 from codeb_mcp.operations.ownership import require_project, require_scope, require_team
@@ -115,7 +115,11 @@ def may(operation: Operation, caller: Principal) -> bool:
 
 
 def validated(operation: Operation, arguments: Mapping[str, Any]) -> Request:
-    """The request of its model; raises InvalidRequest that lists every problem by field."""
+    """The request of its model; raises InvalidRequest that lists every problem by field, also for secrets: what is kept of
+    a request is read by people and models."""
+    if held := secret_fields(arguments):
+        fields = [{"field": name[:100], "problem": "looks like a secret"} for name in held[:20]]
+        raise InvalidRequest(f"{held[0][:100]}: looks like a secret", hint="Leave secrets out of calls.", fields=fields)
     try:
         return operation.request.model_validate(dict(arguments), by_alias=True, by_name=False)
     except ValidationError as error:
