@@ -7,7 +7,6 @@ at its next message on whatever session, and it ends streams within a second.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +37,7 @@ SESSIONS = ("/mcp", "/sse", "/messages")
 STREAMS = frozenset({"/mcp", "/sse", "/api/logs/stream"})
 """A GET of these goes on until somebody ends it."""
 LOOK_SECONDS = 0.5
+END_SECONDS = 2.0
 BODY_SECONDS = 30.0
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
@@ -176,20 +176,25 @@ class Guard:
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"the body is larger than {self._limit} bytes", hint="Send a smaller request.")
 
-    async def _while_valid(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
-        """Serve a stream until it ends, the client goes, or the key is no longer valid."""
-        stream = asyncio.ensure_future(self._app(scope, receive, send))
+    async def _while_valid(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: _Answering) -> None:
+        """Serve a stream until it ends, the client goes, or the key is no longer valid. Then the stream is told that its
+        client has gone, so that it cleans up as usual."""
+        invalid = asyncio.Event()
+        stream = asyncio.ensure_future(self._app(scope, _until(invalid, receive), send))
         try:
             while not stream.done():
                 await asyncio.wait({stream}, timeout=LOOK_SECONDS)
                 if not stream.done() and not await self._still_valid(scope, headers):
                     self._services.log.info("a stream was ended: its key is no longer valid", path=scope["path"])
-                    return
-            await stream
+                    invalid.set()
+                    await asyncio.wait({stream}, timeout=END_SECONDS)
+                    break
+            if stream.done():
+                await stream
         finally:
             stream.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(stream, return_exceptions=True)
+            await asyncio.gather(stream, return_exceptions=True)
+        await send.finish()
 
     async def _still_valid(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
         try:
@@ -206,13 +211,21 @@ class _Answering:
         self._send = send
         self._correlation = correlation
         self.begun = False
+        self.ended = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.begun = True
             own = (envelope.CORRELATION_HEADER, self._correlation.encode())
             message = {**message, "headers": [*message.get("headers", []), own]}
+        elif message["type"] == "http.response.body":
+            self.ended = not message.get("more_body", False)
         await self._send(message)
+
+    async def finish(self) -> None:
+        """End an answer that was left in the middle."""
+        if self.begun and not self.ended:
+            await self({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def fail(self, error: CodebError, *, status: int | None = None) -> None:
         """Answer with the error, unless something has been answered already."""
@@ -239,6 +252,23 @@ def _headers(scope: Scope) -> dict[bytes, bytes]:
 def _bearer(value: bytes) -> bytes:
     scheme, _, key = value.partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _until(over: asyncio.Event, receive: Receive) -> Receive:
+    """`receive` that says that the client has gone as soon as it is over."""
+
+    async def first() -> Message:
+        news = asyncio.ensure_future(receive())
+        end = asyncio.ensure_future(over.wait())
+        try:
+            await asyncio.wait({news, end}, return_when=asyncio.FIRST_COMPLETED)
+            return news.result() if news.done() else {"type": "http.disconnect"}
+        finally:
+            for task in (news, end):
+                task.cancel()
+            await asyncio.gather(news, end, return_exceptions=True)
+
+    return first
 
 
 def _replay(raw: bytes, receive: Receive) -> Receive:

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from codeb_mcp.model.errors import CodebError
-from codeb_mcp.model.redaction import redact
+from codeb_mcp.model.redaction import clean_text, redact
 from codeb_mcp.operations.catalog import CATALOG
 from codeb_mcp.operations.context import Event, Progress, Services
 from codeb_mcp.operations.invoke import Answer, Call, invoke
@@ -67,10 +67,18 @@ class Caller:
 
 
 def problem(error: CodebError, correlation: str) -> dict[str, Any]:
-    """The error as every face shows it, with secrets masked: a name that is not known may be a key typed into the wrong
-    field."""
-    shown: dict[str, Any] = redact({**error.as_dict(), "correlationId": correlation})
+    """The error as every face shows it. Parts of it come from callers and containers: secrets are masked, since a name that
+    is not known may be a key in the wrong place, and control characters removed."""
+    shown: dict[str, Any] = _plain(redact({**error.as_dict(), "correlationId": correlation}))
     return shown
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isalnum() else clean_text(value)
+    if isinstance(value, dict):
+        return {_plain(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def next_step(error: CodebError) -> str:

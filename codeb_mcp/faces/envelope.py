@@ -14,7 +14,7 @@ from pydantic_core import to_json
 
 from codeb_mcp.faces.calls import next_step, problem
 from codeb_mcp.model.errors import CodebError
-from codeb_mcp.model.redaction import redact_text
+from codeb_mcp.model.redaction import clean_text
 from codeb_mcp.operations.invoke import Answer
 
 JSON = (b"content-type", b"application/json")
@@ -65,14 +65,14 @@ def failure(
     """An error with everything that is known about it. `details` lists the fields of a request that does not fit."""
     body = {**_error_body(error, correlation), "duration": round(duration_ms, 1)}
     if tool is not None:
-        body["tool"] = redact_text(tool[:TOOL_SHOWN])
+        body["tool"] = clean_text(tool, limit=TOOL_SHOWN)
     return status or error.http_status, [JSON, *_headers(error)], to_json(body)
 
 
 def unknown_tool(error: CodebError, tool: str, available: Sequence[str], correlation: str) -> Reply:
     """404 with the tools that the caller may use."""
     body = _error_body(error, correlation)
-    body["error"] = f"Unknown tool: {redact_text(tool[:TOOL_SHOWN])}"
+    body["error"] = f"Unknown tool: {clean_text(tool, limit=TOOL_SHOWN)}"
     body["availableTools"] = body["available"] = list(available)
     return error.http_status, [JSON], to_json(body)
 

@@ -243,27 +243,31 @@ def build_app(services: Services, *, background: Sequence[Any] = ()) -> Starlett
     )
 
 
+def server_config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        host=settings.server.host,
+        port=settings.server.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Nobody's word is taken for where a request comes from: source scopes and login limits go by the peer.
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
+        timeout_keep_alive=75,
+        ws="none",
+    )
+
+
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Runs that are open then stay open in their journals; the next start takes them up."""
     async with opened(settings) as services:
         forward_library_logs(services.log)
         app = build_app(services, background=[Housekeeper(services).run])
         resumed = await services.runs.resume_all()
-        server = settings.server
-        services.log.info("codeb serves", host=server.host, port=server.port, version=__version__, resumed=resumed)
-        config = uvicorn.Config(
-            app,
-            host=server.host,
-            port=server.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            # Nobody's word is taken for where a request comes from: source scopes and login limits go by the peer.
-            proxy_headers=False,
-            timeout_graceful_shutdown=GRACEFUL_SECONDS,
-            timeout_keep_alive=75,
-            ws="none",
-        )
+        where = {"host": settings.server.host, "port": settings.server.port}
+        services.log.info("codeb serves", **where, version=__version__, resumed=resumed)
         gc.collect()
         gc.freeze()  # what is there by now stays: the collector need not look at it again and again
-        await uvicorn.Server(config).serve()
+        await uvicorn.Server(server_config(app, settings)).serve()

@@ -22,6 +22,7 @@ from codeb_mcp.faces.resources import Resources
 from codeb_mcp.faces.tools import ToolList
 from codeb_mcp.model.access import Principal
 from codeb_mcp.model.errors import CodebError, UnknownTool
+from codeb_mcp.model.redaction import clean_text
 from codeb_mcp.operations.context import Event, Services
 from codeb_mcp.operations.invoke import Answer, Call
 
@@ -165,7 +166,8 @@ async def identified(who: Who, ctx: Context) -> Principal:
 
 def refused(error: CodebError) -> MCPError:
     """A failure as a protocol error."""
-    return MCPError(t.INVALID_PARAMS, f"{error.code}: {error.message}", problem(error, ""))
+    shown = problem(error, "")
+    return MCPError(t.INVALID_PARAMS, f"{shown['code']}: {shown['message']}", shown)
 
 
 def succeeded(answer: Answer) -> dict[str, Any]:

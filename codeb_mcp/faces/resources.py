@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from codeb_mcp.faces.calls import Caller, correlation_id, problem
 from codeb_mcp.model.access import Principal
 from codeb_mcp.model.errors import CodebError
+from codeb_mcp.model.redaction import clean_text
 from codeb_mcp.operations.invoke import Call
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Resources:
             if error.http_status in (404, 422):
                 raise _not_found(uri) from None
             detail = {**problem(error, ""), "uri": uri}
-            raise MCPError(t.INVALID_PARAMS, f"{error.code}: {error.message}", detail) from None
+            raise MCPError(t.INVALID_PARAMS, f"{detail['code']}: {detail['message']}", detail) from None
 
 
 def _reading(uri: str) -> Reading | None:
@@ -127,4 +128,4 @@ def _resource(uri: str, name: str, description: str) -> dict[str, Any]:
 
 
 def _not_found(uri: str) -> MCPError:
-    return MCPError(t.INVALID_PARAMS, "Resource not found", {"uri": uri[:200]})
+    return MCPError(t.INVALID_PARAMS, "Resource not found", {"uri": clean_text(uri, limit=200)})

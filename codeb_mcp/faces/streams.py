@@ -27,6 +27,7 @@ FIRST_LINES = 100
 LINES_PER_SECOND = 200
 PING_SECONDS = 15.0
 STREAMS_PER_KEY = 8
+NAMES = {"project": "projectName", "environment": "environment", "slot": "slot"}
 LEVELS = ("debug", "info", "warn", "error")
 _SAID_LEVEL = re.compile(
     r"\b(?:level[\"']?\s*[=:]\s*[\"']?)?(trace|debug|info|notice|warn(?:ing)?|err(?:or)?|fatal|crit(?:ical)?|panic)\b",
@@ -87,8 +88,11 @@ class LogStreams:
             raise RateLimited(
                 f"this key has {STREAMS_PER_KEY} log streams open", hint="Close one of them first.", retryAfter=1
             )
-        names = {"project": "projectName", "environment": "environment", "slot": "slot"}
-        arguments: dict[str, Any] = {names.get(key, key): value for key, value in query.items() if key != "level"}
+        if unknown := sorted(set(query) - {*NAMES, "level"}):
+            fields = [{"field": name[:100], "problem": "unknown parameter"} for name in unknown[:20]]
+            known = ", ".join([*NAMES, "level"])
+            raise InvalidRequest(f"{fields[0]['field']}: unknown parameter", hint=f"This takes {known}.", fields=fields)
+        arguments: dict[str, Any] = {NAMES[key]: value for key, value in query.items() if key in NAMES}
         answer = await self._caller(Call("logs_get", {**arguments, "tail": 1}, principal, correlation))
         wanted = LEVELS[LEVELS.index(level) if level in LEVELS else 0 :]
         lines = self._caller.services.drivers.containers.logs(answer.body["container"], tail=FIRST_LINES, follow=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from codeb_mcp.model.access import Principal, Reach, Role, in_scope
 from codeb_mcp.operations.catalog import Catalog, Effect, Operation
 
 FILE = Path(__file__).with_name("tools.json")
+_GROUP = re.compile(r"\(\?P<\w+>")
 ROLE, REACH, ALIASES = "codeb/role", "codeb/reach", "codeb/aliases"
 
 
@@ -48,7 +50,7 @@ def slim(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _slimmed(key: str, value: Any) -> Any:
     if key == "pattern" and isinstance(value, str):
-        return value.replace("(?P<", "(?<")  # Python's spelling of a named group is an error in JavaScript
+        return _GROUP.sub("(?:", value)  # Python's named groups are an error in JavaScript
     if key in ("default", "const", "enum", "examples"):
         return value
     if key in ("properties", "$defs") and isinstance(value, dict):

@@ -95,9 +95,11 @@ async def in_process(world: World, key: str, era: str) -> AsyncIterator[Client]:
 @contextlib.asynccontextmanager
 async def over_http(served: Served, key: str, era: str) -> AsyncIterator[Client]:
     """An MCP client on `/mcp`."""
-    async with httpx2.AsyncClient(headers={"X-API-Key": key}, timeout=60, trust_env=False) as http:
-        async with Client(streamable_http_client(f"{served.url}/mcp", http_client=http), mode=era) as client:
-            yield client
+    async with (
+        httpx2.AsyncClient(headers={"X-API-Key": key}, timeout=60, trust_env=False) as http,
+        Client(streamable_http_client(f"{served.url}/mcp", http_client=http), mode=era) as client,
+    ):
+        yield client
 
 
 @contextlib.asynccontextmanager

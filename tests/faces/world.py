@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import structlog
 import uvicorn
 
 from codeb_mcp.app import opened
 from codeb_mcp.drivers.clock import SystemClock
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
 from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
-from codeb_mcp.faces.http import build_app
+from codeb_mcp.faces.http import build_app, server_config
 from codeb_mcp.faces.logs import forward_library_logs
 from codeb_mcp.model.access import Principal, Role
 from codeb_mcp.operations.context import Drivers, Services
@@ -44,11 +46,12 @@ class NoPorts:
 
 @dataclass
 class World:
-    """`keys["acme"]["member"]` is the text of a key; `services` is the installation."""
+    """`keys["acme"]["member"]` is the text of a key; `services` is the installation, `log` what it logged."""
 
     services: Services
     engine: FakeEngine
     edge: FakeEdge
+    log: io.StringIO
     ring: KeyRing = field(default_factory=KeyRing)
     keys: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -118,9 +121,11 @@ async def open_world(root: Path, **server: Any) -> AsyncIterator[World]:
         clock=SystemClock(),
     )
     async with opened(settings_for(root, **server), drivers) as services:
+        log = io.StringIO()
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(log))
         forward_library_logs(services.log)
         first = await initialise(services)
-        world = World(services, engine, edge)
+        world = World(services, engine, edge, log)
         world.keys["default"] = {"owner": first.owner_key or ""}
         await _teams(world)
         yield world
@@ -158,11 +163,9 @@ async def serving(world: World, build: Callable[[Services], Any] = build_app) ->
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else no TCP_NODELAY
     listener.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    config = uvicorn.Config(
-        build(world.services), log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
-    )
+    config = server_config(build(world.services), world.services.settings)
+    config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(_quietly(server, listener))
     try:
         async with asyncio.timeout(START_SECONDS):
