@@ -14,7 +14,8 @@ from codeb_mcp.model.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from codeb_mcp.model.names import DisplayName, Identifier, TeamId
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context
-from codeb_mcp.operations.keys import KEY_USE, Issued, NewKey, issue, with_key
+from codeb_mcp.operations.keys import KEY_USE, Issued, NewKey, issue, parse_key, records_of, with_key
+from codeb_mcp.operations.ownership import require_unlimited
 from codeb_mcp.registry.store import Change, Document, update
 
 MAX_LIFE = timedelta(days=730)
@@ -23,7 +24,7 @@ OVERLAP = timedelta(days=7)
 
 def _life(value: object) -> timedelta:
     """`90d` or `12h` (a bare number means days)."""
-    found = re.fullmatch(r"(\d{1,4})([dh]?)", str(value))
+    found = re.fullmatch(r"([0-9]{1,4})([dh]?)", str(value))
     life = timedelta(**{"hours" if found[2] == "h" else "days": int(found[1])}) if found else timedelta(0)
     if not timedelta(0) < life <= MAX_LIFE:
         raise ValueError("must be like 90d or 12h, at most 730d")
@@ -115,6 +116,7 @@ async def change_team(ctx: Context, team_id: str, change: Callable[[dict[str, An
 @operation(effect=Effect.CHANGE, role=Role.OWNER, reach=Reach.PLATFORM, idempotent=False)
 async def team_create(ctx: Context, request: TeamCreateRequest) -> TeamResult:
     """Create a team and its first owner key, which is shown once. Only owners of the platform's own team may."""
+    require_unlimited(ctx.caller)
     now, team_id = ctx.services.drivers.clock.now(), request.new_team_id
     issued = issue(NewKey(team_id, Role.OWNER, "owner"), by=ctx.caller.key_id, now=now)
     for _ in range(20):
@@ -175,6 +177,7 @@ async def team_get(ctx: Context, request: TeamRequest) -> TeamResult:
 @operation(effect=Effect.CHANGE, role=Role.ADMIN, reach=Reach.TEAM)
 async def team_settings(ctx: Context, request: TeamSettingsRequest) -> TeamResult:
     """Change your team's settings: its name."""
+    require_unlimited(ctx.caller)
     team_id = request.team_id or ctx.caller.team
     if request.name is not None:
         await change_team(ctx, team_id, lambda entry: {**entry, "name": request.name})
@@ -184,6 +187,7 @@ async def team_settings(ctx: Context, request: TeamSettingsRequest) -> TeamResul
 @operation(effect=Effect.DESTROY, role=Role.OWNER, reach=Reach.TEAM)
 async def team_delete(ctx: Context, request: TeamDeleteRequest) -> TeamResult:
     """Delete your team and revoke all its keys. Refused while it has projects, and for the platform's own team."""
+    require_unlimited(ctx.caller)
     team_id, now = request.team_id or ctx.caller.team, ctx.services.drivers.clock.now()
     if request.confirm != team_id:
         problem = {"field": "confirm", "problem": "must repeat the team's id"}
@@ -206,7 +210,7 @@ async def team_delete(ctx: Context, request: TeamDeleteRequest) -> TeamResult:
 def revoked_keys(doc: Document, now: datetime, which: Callable[[KeyRecord], bool]) -> dict[str, Any]:
     keys = {}
     for key_id, entry in doc.get("keys", {}).items():
-        gone = which(KeyRecord.model_validate(dict(entry))) and "revokedAt" not in entry
+        gone = which(parse_key(key_id, entry)) and "revokedAt" not in entry
         keys[key_id] = {**entry, "revokedAt": now.isoformat()} if gone else entry
     return {**doc, "keys": keys, "updatedAt": now.isoformat()}
 
@@ -325,7 +329,14 @@ async def _own_key(ctx: Context, team_id: str, key_id: str) -> KeyRecord:
     entry = stored.doc.get("keys", {}).get(key_id) if stored else None
     if entry is None or entry.get("teamId") != team_id:
         raise NotFound(f"your team has no key {key_id}", hint="List them with token_list.")
-    return KeyRecord.model_validate(dict(entry))
+    return parse_key(key_id, entry)
+
+
+def require_not_wider(caller: Principal, record: KeyRecord) -> None:
+    """Raise Forbidden for a key with a higher role or wider scopes than the caller's own."""
+    require_not_above(caller, record.role)
+    if set(narrowed(caller, record.scopes)) != set(record.scopes):
+        raise Forbidden("that key reaches further than your own", hint="Use a key without scopes.")
 
 
 @operation(effect=Effect.DESTROY, role=Role.ADMIN, reach=Reach.TEAM)
@@ -333,7 +344,7 @@ async def token_revoke(ctx: Context, request: TokenRequest) -> TokenResult:
     """Revoke a key: it stops working at once, everywhere. Refused for the team's last usable owner key."""
     now, team_id = ctx.services.drivers.clock.now(), request.team_id or ctx.caller.team
     record = await _own_key(ctx, team_id, request.token_id)
-    require_not_above(ctx.caller, record.role)
+    require_not_wider(ctx.caller, record)
 
     def revoke(doc: Document | None) -> Document:
         changed = revoked_keys(doc or {}, now, lambda one: one.id == record.id)
@@ -347,8 +358,7 @@ async def token_revoke(ctx: Context, request: TokenRequest) -> TokenResult:
 
 def require_owner_left(doc: Mapping[str, Any], team_id: str, now: datetime) -> None:
     """Raise Conflict when the keys of this document leave the team without a usable owner key."""
-    records = (KeyRecord.model_validate(dict(entry)) for entry in doc["keys"].values())
-    if not any(one.team_id == team_id and one.role is Role.OWNER and one.usable(now) for one in records):
+    if not any(one.team_id == team_id and one.role is Role.OWNER and one.usable(now) for one in records_of(doc)):
         raise Conflict("the team would be left without an owner key", hint="Create another owner key first.")
 
 
@@ -357,16 +367,20 @@ async def token_rotate(ctx: Context, request: TokenRequest) -> TokenResult:
     """Rotate a key: a new one with the same rights, shown once; the old one works for 7 more days at most."""
     now, team_id = ctx.services.drivers.clock.now(), request.team_id or ctx.caller.team
     old = await _own_key(ctx, team_id, request.token_id)
-    require_not_above(ctx.caller, old.role)
-    if not old.usable(now):
-        raise Conflict(f"key {old.id} is no longer valid", hint="Create a new one with token_create.")
+    require_not_wider(ctx.caller, old)
     life = old.expires_at - old.created_at if old.expires_at else None
-    wanted = NewKey(team_id, old.role, old.name, narrowed(ctx.caller, old.scopes), life)
-    issued = issue(wanted, by=ctx.caller.key_id, now=now)
-    ends = min(old.expires_at, now + OVERLAP) if old.expires_at else now + OVERLAP
-    ending = old.model_copy(update={"expires_at": ends})
-    await update(ctx.store, "api-keys", lambda doc: with_key(with_key(doc, ending, now), issued.record, now))
-    return TokenResult(token=_answer(issued.record, issued.text))
+    issued = issue(NewKey(team_id, old.role, old.name, old.scopes, life), by=ctx.caller.key_id, now=now)
+    new = issued.record.model_copy(update={"rotated_from": old.id})
+
+    def rotate(doc: Document | None) -> Document:
+        present = parse_key(old.id, (doc or {})["keys"][old.id])
+        if not present.usable(now):
+            raise Conflict(f"key {old.id} is no longer valid", hint="Create a new one with token_create.")
+        ends = min(present.expires_at or now + OVERLAP, now + OVERLAP)
+        return with_key(with_key(doc, present.model_copy(update={"expires_at": ends}), now), new, now)
+
+    await update(ctx.store, "api-keys", rotate)
+    return TokenResult(token=_answer(new, issued.text))
 
 
 @operation(effect=Effect.READ, role=Role.ADMIN, reach=Reach.TEAM)
@@ -374,8 +388,7 @@ async def token_list(ctx: Context, request: TokenListRequest) -> TokenPage:
     """List the keys of your team: role, scopes, expiry; never their text."""
     team_id = request.team_id or ctx.caller.team
     stored = await ctx.store.get("api-keys")
-    entries = (stored.doc.get("keys", {}) if stored else {}).values()
-    records = [KeyRecord.model_validate(dict(entry)) for entry in entries if entry.get("teamId") == team_id]
+    records = [record for record in records_of(stored.doc if stored else None) if record.team_id == team_id]
     used = await ctx.store.get(KEY_USE)
     last = used.doc if used else {}
     rows = [

@@ -22,8 +22,9 @@ from codeb_mcp.operations.access import (
 )
 from codeb_mcp.operations.catalog import Effect, Page, Result, operation
 from codeb_mcp.operations.context import Context
-from codeb_mcp.operations.keys import NewKey, issue, with_key
-from codeb_mcp.registry.store import Change
+from codeb_mcp.operations.keys import NewKey, issue, records_of, with_key
+from codeb_mcp.operations.ownership import require_unlimited
+from codeb_mcp.registry.store import Change, Document
 
 TRIES = 20
 
@@ -98,8 +99,13 @@ async def member_invite(ctx: Context, request: MemberInviteRequest) -> MemberRes
     raise Conflict("the registry kept changing", hint="Try again.")
 
 
-def _is(key_id: str) -> Callable[[KeyRecord], bool]:
-    return lambda record: record.id == key_id
+def _came_of(doc: Document, key_id: str) -> Callable[[KeyRecord], bool]:
+    """Tells the key and those that it was rotated into."""
+    family, grown = {key_id}, True
+    while grown:
+        heirs = {record.id for record in records_of(doc) if record.rotated_from in family} - family
+        family, grown = family | heirs, bool(heirs)
+    return lambda record: record.id in family
 
 
 @operation(effect=Effect.DESTROY, role=Role.ADMIN, reach=Reach.TEAM)
@@ -113,10 +119,10 @@ async def member_remove(ctx: Context, request: MemberRequest) -> MemberResult:
         if teams is None or keys is None or entry is None:
             raise NotFound(f"your team has no member {request.member_id}", hint="List them with member_list.")
         require_not_above(ctx.caller, Role(entry["role"]))
+        require_unlimited(ctx.caller)
         left = {name: value for name, value in team["members"].items() if name != request.member_id}
         doc = {**teams.doc, "teams": {**teams.doc["teams"], team_id: {**team, "members": left}}}
-        key_id = entry["keyId"]
-        ring = revoked_keys(keys.doc, now, _is(key_id))
+        ring = revoked_keys(keys.doc, now, _came_of(keys.doc, entry["keyId"]))
         if entry["role"] == Role.OWNER:
             require_owner_left(ring, team_id, now)
         try:
