@@ -20,6 +20,7 @@ from codeb_mcp.registry.store import Change, Document, update
 
 MAX_LIFE = timedelta(days=730)
 OVERLAP = timedelta(days=7)
+PROJECTS_SHOWN = 100
 
 
 def _life(value: object) -> timedelta:
@@ -75,7 +76,8 @@ class TeamResult(Result):
 
     team_id: str
     name: str
-    projects: list[str] = Field(default_factory=list)
+    projects: list[str] = Field(default_factory=list, description="The first hundred; all of them with project_list")
+    project_count: int = 0
     members: int = 0
     platform: bool = False
     owner_key: str | None = None
@@ -96,7 +98,8 @@ def _team(team_id: str, entry: Mapping[str, Any]) -> TeamResult:
     return TeamResult(
         team_id=team_id,
         name=entry.get("name", team_id),
-        projects=list(entry.get("projects", [])),
+        projects=list(entry.get("projects", []))[:PROJECTS_SHOWN],
+        project_count=len(entry.get("projects", [])),
         members=len(entry.get("members", {})),
         platform=bool(entry.get("platform", False)),
     )
@@ -168,10 +171,10 @@ async def team_list(ctx: Context, request: PageRequest) -> TeamPage:
 async def team_get(ctx: Context, request: TeamRequest) -> TeamResult:
     """Show your team: its name, projects and number of members."""
     team_id = request.team_id or ctx.caller.team
-    teams = await teams_of(ctx)
-    if team_id not in teams:
+    entry = (await teams_of(ctx)).get(team_id)
+    if entry is None:
         raise NotFound(f"there is no team {team_id}", hint="List them with team_list.")
-    return _team(team_id, teams[team_id])
+    return _team(team_id, entry)
 
 
 @operation(effect=Effect.CHANGE, role=Role.ADMIN, reach=Reach.TEAM)
@@ -312,13 +315,8 @@ async def _store_key(ctx: Context, issued: Issued) -> None:
 async def token_create(ctx: Context, request: TokenCreateRequest) -> TokenResult:
     """Create a key for CI, an agent or a person. Its text is shown once; only its hash is kept."""
     require_not_above(ctx.caller, request.role)
-    wanted = NewKey(
-        request.team_id or ctx.caller.team,
-        request.role,
-        request.name,
-        narrowed(ctx.caller, request.scopes),
-        request.expires_in,
-    )
+    team_id, scopes = request.team_id or ctx.caller.team, narrowed(ctx.caller, request.scopes)
+    wanted = NewKey(team_id, request.role, request.name, scopes, request.expires_in)
     issued = issue(wanted, by=ctx.caller.key_id, now=ctx.services.drivers.clock.now())
     await _store_key(ctx, issued)
     return TokenResult(token=_answer(issued.record, issued.text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ from pydantic_core import to_json
 
 from codeb_mcp.model.access import Principal, Reach, in_scope
 from codeb_mcp.model.errors import Bug, CodebError, Forbidden, InvalidRequest, NotFound, RateLimited
-from codeb_mcp.model.redaction import redact, redact_text, secret_fields
+from codeb_mcp.model.plain import DEEPEST, is_bottomless, keepable
+from codeb_mcp.model.redaction import clean_text, redact, redact_text, secret_fields
 from codeb_mcp.operations.catalog import ANSWER_LIMIT, CATALOG, Effect, Operation, Page, Request, Result
 from codeb_mcp.operations.context import Context, Progress, Services, unheard
 from codeb_mcp.operations.ownership import require_project, require_scope, require_team
@@ -58,6 +60,9 @@ async def invoke(services: Services, call: Call) -> Answer:
         return Answer(operation, result, body, text, _milliseconds(started))
     except CodebError as refused:
         outcome, error = refused.code, refused
+        raise
+    except asyncio.CancelledError:
+        outcome = "caller_gone"
         raise
     except Exception as problem:
         outcome = "bug"
@@ -117,6 +122,8 @@ def may(operation: Operation, caller: Principal) -> bool:
 def validated(operation: Operation, arguments: Mapping[str, Any]) -> Request:
     """The request of its model; raises InvalidRequest that lists every problem by field, also for secrets: what is kept of
     a request is read by people and models."""
+    if is_bottomless(arguments):
+        raise InvalidRequest("params: are nested too deeply", hint=f"Use at most {DEEPEST} levels.")
     if held := secret_fields(arguments):
         fields = [{"field": name[:100], "problem": "looks like a secret"} for name in held[:20]]
         raise InvalidRequest(f"{held[0][:100]}: looks like a secret", hint="Leave secrets out of calls.", fields=fields)
@@ -131,7 +138,7 @@ def invalid(operation: Operation, error: ValidationError) -> InvalidRequest:
     known = sorted(field.alias or name for name, field in operation.request.model_fields.items())
     fields = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
-        field = ".".join(str(part) for part in item["loc"])[:100] or "params"
+        field = clean_text(".".join(str(part) for part in item["loc"]).replace("\n", " "), limit=100) or "params"
         problem = "unknown parameter" if item["type"] == "extra_forbidden" else item["msg"]
         fields.append({"field": field, "problem": problem})
     shown = "; ".join(f"{item['field']}: {item['problem']}" for item in fields[:5])
@@ -200,7 +207,7 @@ async def _audit(
         outcome=outcome,
         project=_text(call.arguments.get("projectName")),
         environment=_text(call.arguments.get("environment")),
-        arguments=_kept(redact(dict(call.arguments))),
+        arguments=_kept(redact(keepable(call.arguments))),
         correlation_id=call.correlation_id,
         operation_id=facts.get("operationId"),
         duration_ms=round(took, 1),
@@ -219,7 +226,7 @@ def _kept(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    return redact_text(value)[:200] if isinstance(value, str) else None
+    return redact_text(keepable(value))[:200] if isinstance(value, str) else None
 
 
 def _milliseconds(started: float) -> float:

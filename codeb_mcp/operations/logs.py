@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -21,7 +22,7 @@ from codeb_mcp.operations.state import load_slots
 TEXT_LIMIT = 12_000
 LINE_LIMIT = 500
 SCAN_LINES = 5_000
-_AGO = re.compile(r"^(\d{1,5})([smhd])$")
+_AGO = re.compile(r"^([0-9]{1,5})([smhd])$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 Since = Annotated[str, StringConstraints(max_length=40)]
@@ -99,7 +100,7 @@ def _newest(lines: list[str]) -> list[str]:
     """The last lines that fit into the answer."""
     size, kept = 0, 0
     for line in reversed(lines):
-        size += len(line) + 4
+        size += len(json.dumps(line, ensure_ascii=False)) + 2
         if size > TEXT_LIMIT:
             break
         kept += 1

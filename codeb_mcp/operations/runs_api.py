@@ -59,7 +59,7 @@ class OperationPage(Page):
 @operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.TEAM)
 async def operation_get(ctx: Context, request: OperationRequest) -> OperationResult:
     """Show a run: its steps, how far it is, its result or why it failed."""
-    return described(own(ctx.caller, await ctx.services.runs.look(request.operation_id)))
+    return described(await own(ctx, request.operation_id))
 
 
 @operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.TEAM)
@@ -81,7 +81,7 @@ async def operation_list(ctx: Context, request: OperationListRequest) -> Operati
 @operation(effect=Effect.CHANGE, role=Role.MEMBER, reach=Reach.TEAM, long=True)
 async def operation_resume(ctx: Context, request: OperationRequest) -> OperationResult:
     """Resume a run that a crash or an unreachable server left open, and wait for its end."""
-    own(ctx.caller, await ctx.services.runs.look(request.operation_id))
+    await own(ctx, request.operation_id)
     await ctx.services.runs.resume(request.operation_id)
     return described(await ctx.services.runs.wait(request.operation_id, ctx.progress))
 
@@ -89,7 +89,7 @@ async def operation_resume(ctx: Context, request: OperationRequest) -> Operation
 @operation(effect=Effect.CHANGE, role=Role.MEMBER, reach=Reach.TEAM)
 async def operation_cancel(ctx: Context, request: OperationRequest) -> OperationResult:
     """Cancel a run: it stops at its present step and undoes what it did. A switch that is proven is not taken back."""
-    own(ctx.caller, await ctx.services.runs.look(request.operation_id))
+    await own(ctx, request.operation_id)
     return described(await ctx.services.runs.cancel(request.operation_id, ctx.caller.key_id))
 
 
@@ -102,10 +102,14 @@ def visible(caller: Principal, header: Any) -> bool:
     )
 
 
-def own(caller: Principal, view: RunView) -> RunView:
-    """The view, or NotFound when it is another team's: the same answer as for an id that does not exist."""
-    if not visible(caller, view.header):
-        raise NotFound(f"there is no operation {view.header.run_id}", hint="List them with operation_list.")
+async def own(ctx: Context, run_id: str) -> RunView:
+    """The run, or NotFound when it is another team's: the same answer as for an id that does not exist."""
+    try:
+        view = await ctx.services.runs.look(run_id)
+    except NotFound:
+        view = None
+    if view is None or not visible(ctx.caller, view.header):
+        raise NotFound(f"there is no operation {run_id}", hint="List them with operation_list.")
     return view
 
 

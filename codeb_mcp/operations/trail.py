@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
+from codeb_mcp.model.errors import CodebError
 from codeb_mcp.registry.audit import AuditRecord, AuditTrail
 
 GATHER_SECONDS = 1.0
@@ -31,8 +33,13 @@ class Trail:
         """Write what is gathered."""
         async with self._order:
             records, self._gathered = self._gathered, []
-            if records:
+            if not records:
+                return
+            try:
                 await self.audit.append(records, durable=durable)
+            except BaseException:
+                self._gathered = [*records, *self._gathered]
+                raise
 
     async def close(self) -> None:
         """Write the rest and stop the timer."""
@@ -42,4 +49,5 @@ class Trail:
 
     async def _later(self) -> None:
         await asyncio.sleep(GATHER_SECONDS)
-        await self.flush()
+        with contextlib.suppress(CodebError):  # what was gathered stays, and the next call that writes is told
+            await self.flush()

@@ -137,12 +137,12 @@ class World:
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def call(
-        self, tool: str, caller: Principal = OWNER, progress: Progress = unheard, **arguments: Any
+        self, name: str, caller: Principal = OWNER, progress: Progress = unheard, /, **arguments: Any
     ) -> dict[str, Any]:
         """The wire form of the answer."""
-        return (await bounded(invoke(self.services, Call(tool, arguments, caller, progress=progress)))).body
+        return (await bounded(invoke(self.services, Call(name, arguments, caller, progress=progress)))).body
 
-    async def refused(self, code: str, tool: str, caller: Principal = OWNER, **arguments: Any) -> CodebError:
+    async def refused(self, code: str, tool: str, caller: Principal = OWNER, /, **arguments: Any) -> CodebError:
         """The error of a call that must fail with this code."""
         with pytest.raises(CodebError) as caught:
             await self.call(tool, caller, **arguments)
@@ -167,7 +167,9 @@ class World:
         """Publish an image of that version, unless one is named, and deploy it to production."""
         image = more.pop("image", None) or self.image(version, name)
         return await self.call(
-            "deploy", **{"projectName": name, "environment": "production", "image": image, "version": version} | more
+            "deploy",
+            more.pop("caller", OWNER),
+            **{"projectName": name, "environment": "production", "image": image, "version": version} | more,
         )
 
     async def promote(self, name: str = "shop", environment: str = "production", **more: Any) -> dict[str, Any]:
