@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def started_by_install() -> Engine | None:
 
 def free_index() -> int:
     """A number whose bridge nobody has."""
-    for index in INDEXES:
+    for index in random.sample(INDEXES, len(INDEXES)):
         if not Path(f"/sys/class/net/cblab{index}").exists():
             return index
     raise DemoError("too many demos are running on this machine")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import secrets
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,10 @@ from tests.lab.registry import Registry
 
 __all__ = ["DemoError", "LeftOver", "Parts", "left_over"]
 
-STATE = Path(sys.prefix) / "codeb-demo.json"
+STATE = Path(os.environ.get("CODEB_DEMO_STATE") or Path(sys.prefix) / "codeb-demo.json")
+"""Notes of what was started; one demo at a time for each such file."""
+
+SLOT_PORTS = os.environ.get("CODEB_DEMO_PORTS", "4000-4499")
 PROJECT, ENVIRONMENT = "hello", "production"
 BASE = f"{images.REPOSITORY}:base-"
 
@@ -91,11 +95,12 @@ class Parts:
         return [name for entry in self.engine.call("GET", "/images/json") for name in entry["RepoTags"] or []]
 
     def _free_name(self) -> str:
-        """The project's name; on an engine of the user's own never one that has containers already."""
+        """The project's name; on an engine of the user's own one that has no containers and no other demo takes."""
         names = [
             name.lstrip("/") for entry in self.engine.call("GET", "/containers/json?all=1") for name in entry["Names"]
         ]
-        for name in (PROJECT, *(f"{PROJECT}{number}" for number in range(2, 100))):
+        for _ in range(20):
+            name = f"{PROJECT}-{secrets.token_hex(2)}"
             if not any(one.startswith(f"{name}-") for one in names):
                 return name
         raise DemoError("this engine has too many containers called hello")
@@ -148,7 +153,8 @@ class Parts:
             f'base_domain = "codeb.localhost"\n\n[server]\nport = {self.server_port}\n\n'
             f'[docker]\nhost = "{self.engine.host}"\nmin_free_mb = 64\n\n'
             f'[proxy]\nadmin = "unix://{self.folder}/caddy.sock"\n'
-            f'listen = ["127.0.0.1:{self.public_port}"]\npublic = "127.0.0.1:{self.public_port}"\n'
+            f'listen = ["127.0.0.1:{self.public_port}"]\npublic = "127.0.0.1:{self.public_port}"\n\n'
+            f"[ports]\nproduction = [[{SLOT_PORTS.replace('-', ', ')}]]\n"
         )
 
     def _serves(self) -> bool:

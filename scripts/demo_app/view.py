@@ -118,7 +118,9 @@ class View:
         self.fact("the app", f"http://{parts.project}.codeb.localhost:{parts.public_port}/")
         self.fact("Claude Code", f'claude mcp add --transport http codeb-deploy {url} --header "X-API-Key: {key}"')
         inspector = "npx -y @modelcontextprotocol/inspector --cli"
-        self.fact("MCP Inspector", f'{inspector} --server-url {url} --header "X-API-Key: {key}" --method tools/list')
+        self.fact(
+            "Inspector, Node 22", f'{inspector} --server-url {url} --header "X-API-Key: {key}" --method tools/list'
+        )
         base = url.removesuffix("/mcp")
         self.fact("command line", f"CODEB_API_KEY={key} .venv/bin/codeb slot list --connect {base}")
         self.fact("end it", "./scripts/demo --stop")
