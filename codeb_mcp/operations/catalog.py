@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.errors import UnknownTool
+from codeb_mcp.model.redaction import clean_text
 
 if TYPE_CHECKING:
     from codeb_mcp.operations.context import Context
@@ -158,7 +159,7 @@ class Catalog(Mapping[str, Operation]):
             return operation
         near = difflib.get_close_matches(name[:64], [*self._operations, *self._aliases], n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(near)}?" if near else "List the tools to see what there is."
-        raise UnknownTool(f"there is no tool {name[:64]!r}", hint=hint, nearest=near)
+        raise UnknownTool(f"there is no tool {clean_text(name, limit=64)!r}", hint=hint, nearest=near)
 
 
 CATALOG = Catalog()

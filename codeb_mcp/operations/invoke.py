@@ -125,8 +125,9 @@ def validated(operation: Operation, arguments: Mapping[str, Any]) -> Request:
     if is_bottomless(arguments):
         raise InvalidRequest("params: are nested too deeply", hint=f"Use at most {DEEPEST} levels.")
     if held := secret_fields(arguments):
-        fields = [{"field": name[:100], "problem": "looks like a secret"} for name in held[:20]]
-        raise InvalidRequest(f"{held[0][:100]}: looks like a secret", hint="Leave secrets out of calls.", fields=fields)
+        fields = [{"field": clean_text(name, limit=100), "problem": "looks like a secret"} for name in held[:20]]
+        said = f"{fields[0]['field']}: looks like a secret"
+        raise InvalidRequest(said, hint="Leave secrets out of calls.", fields=fields)
     try:
         return operation.request.model_validate(dict(arguments), by_alias=True, by_name=False)
     except ValidationError as error:
