@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from codeb_mcp.model.errors import CodebError
-from codeb_mcp.model.redaction import clean_text, redact
+from codeb_mcp.model.redaction import clean_text, redact, redact_text
 from codeb_mcp.operations.catalog import CATALOG
 from codeb_mcp.operations.context import Event, Progress, Services
 from codeb_mcp.operations.invoke import Answer, Call, invoke
@@ -30,7 +30,9 @@ def unobserved(tool: str, result: str, seconds: float) -> None:
 
 def correlation_id(said: str | None) -> str:
     """The caller's own id when it is a harmless one, else a new one."""
-    return said if said and _CORRELATION.fullmatch(said) else uuid.uuid4().hex
+    if said and _CORRELATION.fullmatch(said) and redact_text(said) == said:
+        return said
+    return uuid.uuid4().hex
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,9 +117,8 @@ class Face:
             caller = await self._who(ctx)
             answer = await self._run(ctx, Call(params.name, arguments, caller, correlation))
         except UnknownTool as unknown:
-            raise MCPError(
-                t.INVALID_PARAMS, f"Unknown tool: {params.name[:64]}", problem(unknown, correlation)
-            ) from None
+            shown = problem(unknown, correlation)
+            raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {clean_text(params.name, limit=64)}", shown) from None
         except CodebError as error:
             return failed(error, correlation)
         return succeeded(answer)

@@ -89,7 +89,7 @@ class LogStreams:
                 f"this key has {STREAMS_PER_KEY} log streams open", hint="Close one of them first.", retryAfter=1
             )
         if unknown := sorted(set(query) - {*NAMES, "level"}):
-            fields = [{"field": name[:100], "problem": "unknown parameter"} for name in unknown[:20]]
+            fields = [{"field": clean_text(name, limit=100), "problem": "unknown parameter"} for name in unknown[:20]]
             known = ", ".join([*NAMES, "level"])
             raise InvalidRequest(f"{fields[0]['field']}: unknown parameter", hint=f"This takes {known}.", fields=fields)
         arguments: dict[str, Any] = {NAMES[key]: value for key, value in query.items() if key in NAMES}

@@ -110,7 +110,9 @@ SCOPES = [
 
 
 @pytest.mark.parametrize(("scopes", "params", "allowed"), SCOPES)
-async def test_scopes_narrow_a_key(shop: World, scopes: tuple[str, ...], params: dict[str, str], *, allowed: bool) -> None:
+async def test_scopes_narrow_a_key(
+    shop: World, scopes: tuple[str, ...], params: dict[str, str], *, allowed: bool
+) -> None:
     key = await shop.key("acme", Role.OWNER, scopes=scopes)
     async with serving(shop) as served, by_api(served, key) as say:
         outcome = await say("slot_status", params)
