@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from codeb_mcp.model.errors import CodebError
+from codeb_mcp.model.errors import Bug, CodebError
 from codeb_mcp.model.machine import Action, Done
 from codeb_mcp.registry.audit import AuditRecord, AuditTrail
 from codeb_mcp.registry.entries import RunHeader
@@ -79,11 +79,24 @@ async def lease(store: FileStore, _: str) -> None:
 
 
 async def journal(store: FileStore, turn: str) -> None:
-    """Begin a run and take it to its end."""
+    """Begin a run and take it to its end; what is refused on the way is tried again."""
     run = await Journals(store.root, store).create(header(turn), HELD, plan={"state": "planned"}, first=PULL)
-    await run.record(0, "pull", Done({"n": 1}), then=(1, START))
-    await run.intend(1, START)
-    await run.record(1, "start", Done({"n": 2}), end={"state": "after"})
+    await patiently(lambda: run.record(0, "pull", Done({"n": 1}), then=(1, START)))
+    await patiently(lambda: run.intend(1, START))
+    await patiently(lambda: run.record(1, "start", Done({"n": 2}), end={"state": "after"}))
+
+
+async def patiently(work: Callable[[], Awaitable[None]]) -> None:
+    """Twice, if need be."""
+    try:
+        await work()
+    except CodebError as error:
+        say(f"refused {error.code}")
+        try:
+            await work()
+        except Bug:
+            say("it had been recorded")
+        say("usable")
 
 
 async def audit(store: FileStore, _: str) -> None:

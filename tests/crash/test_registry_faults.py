@@ -146,6 +146,7 @@ async def check_journal(root: Path, store: FileStore, told: Told, where: str) ->
         return
     if told.acked:
         assert run.finished() == {"state": "after"}, where
+        assert [name for name, _ in run.outcomes()] == ["pull", "start"], where
         assert await journals.open_runs() == ["r1"], where
     if run.finished() is None:
         run.fence = HELD

@@ -19,6 +19,7 @@ from codeb_mcp.model.errors import LockHeld
 from codeb_mcp.registry.files import FileStore
 from codeb_mcp.registry.journal import Journals
 from codeb_mcp.registry.leases import utc_now
+from codeb_mcp.registry.store import Change
 
 WRITERS = 8
 
@@ -123,6 +124,37 @@ async def check(root: Path, writers: list[Writer], times: int) -> None:
         commits += shared.doc[writer.name]
     assert shared.version == commits
     assert [path.name for path in root.rglob("*.tmp")] == []
+
+
+async def test_a_reader_never_sees_one_half_of_a_commit_before_the_other(tmp_path: Path) -> None:
+    root = tmp_path / "registry"
+    await FileStore(root).commit([Change("ssot", {"n": 0}, 0), Change("slots/z", {"n": 0}, 0)])
+    writer = await asyncio.create_subprocess_exec(sys.executable, "-c", PAIRS, str(root))
+    reader = FileStore(root)
+    seen = set()
+    async with asyncio.timeout(60):
+        while writer.returncode is None:
+            first, second = await reader.get("ssot"), await reader.get("slots/z")
+            assert first is not None
+            assert second is not None
+            assert second.doc["n"] >= first.doc["n"]
+            seen.add(second.doc["n"])
+            await asyncio.sleep(0)  # an unchanged document is answered without waiting for anything
+    assert await writer.wait() == 0
+    assert len(seen) > 20
+
+
+PAIRS = """
+import asyncio, sys
+from pathlib import Path
+from codeb_mcp.registry.files import FileStore
+from codeb_mcp.registry.store import Change
+async def main():
+    store = FileStore(Path(sys.argv[1]))
+    for n in range(1, 200):
+        await store.commit([Change("ssot", {"n": n}, n), Change("slots/z", {"n": n}, n)])
+asyncio.run(main())
+"""
 
 
 async def start_holder(root: Path) -> asyncio.subprocess.Process:

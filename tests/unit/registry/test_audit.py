@@ -141,6 +141,19 @@ async def test_a_trail_rewritten_without_the_key_is_found(tmp_path: Path) -> Non
     assert (report.ok, report.line) == (False, 1)
 
 
+async def test_records_of_another_past_under_the_same_key_are_found(tmp_path: Path) -> None:
+    await filled(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    for name in ("one", "other"):
+        await AuditTrail(tmp_path / name).append([record(n + len(name), month=2) for n in range(3)], durable=True)
+    path = Path("audit/2026-03.jsonl")
+    mixed = [*_lines(tmp_path / "one" / path)[:-2], *_lines(tmp_path / "other" / path)[-2:]]
+    shutil.copy(tmp_path / "other/audit/head.json", tmp_path / "one/audit/head.json")
+    (tmp_path / "one" / path).write_bytes(b"".join(mixed))
+    report = await AuditTrail(tmp_path / "one").verify()
+    assert (report.ok, report.line) == (False, 10)
+
+
 async def test_a_torn_end_that_nobody_was_told_about_is_no_tampering(tmp_path: Path) -> None:
     await filled(tmp_path)
     with (tmp_path / "audit/2026-03.jsonl").open("ab") as file:

@@ -189,6 +189,26 @@ async def test_a_deleted_lock_file_does_not_let_two_writers_in(root: Path) -> No
     assert found.doc["n"] == 2 + 4
 
 
+class HastyDisk(Disk):
+    """Syncs nothing, so that versions follow each other faster than time stamps tick."""
+
+    def create(self, path: str, data: bytes, *, durable: bool) -> None:
+        super().create(path, data, durable=False)
+
+    def sync_folder(self, path: str) -> None:
+        """Nothing."""
+
+
+async def test_versions_that_look_the_same_to_stat_are_told_apart(root: Path) -> None:
+    ours, theirs = FileStore(root, disk=HastyDisk(), generations=2), FileStore(root, disk=HastyDisk(), generations=2)
+    for n in range(300):  # after three, the number of the first file is used again
+        await ours.commit([Change("ssot", {"n": n % 10}, n)])
+        if n % 4 == 0:
+            found = await theirs.get("ssot")
+            assert found is not None
+            assert found.version == n + 1
+
+
 class FarDisk(Disk):
     """A disk on another machine."""
 
