@@ -164,11 +164,12 @@ def _since(started: float) -> float:
 
 
 async def _deploy_stands(services: Services, header: RunHeader, result: Mapping[str, Any]) -> bool:
-    """Whether the release of that run still is in its slot."""
+    """Whether the release of that run still waits or serves. One that is the way back by now must be deployed anew."""
     environment = Environment(header.environment or "staging")
     slots = await load_slots(services.store, header.project, environment)
     return any(
-        record.run_id == header.run_id and record.state is not SlotState.EMPTY for record in (slots.blue, slots.green)
+        record.run_id == header.run_id and record.state in (SlotState.DEPLOYED, SlotState.ACTIVE)
+        for record in (slots.blue, slots.green)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from codeb_mcp.drivers.protocols import Image
+from codeb_mcp.model.names import Environment, lease_name
 from codeb_mcp.model.slot import SlotState
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.state import environments, load_ssot, parse_project
@@ -38,18 +39,32 @@ async def collect_images(services: Services) -> list[str]:
     removed: list[str] = []
     for key in await services.store.keys(FOLDER):
         project = key.removeprefix(FOLDER)
+        if await _is_busy(services, project):
+            continue
         keep = parse_project(project, projects[project]).settings.keep if project in projects else 0
         stored = await services.store.get(key)
         entries = stored.doc.get("images", []) if stored else []
         old = entries[: max(0, len(entries) - keep)]
         gone = []
         for entry in old:
-            if entry["imageId"] not in pinned and await services.drivers.images.remove(entry["imageId"]):
-                gone.append(entry["imageId"])
+            if entry["imageId"] in pinned:
+                continue
+            if await services.drivers.images.remove(entry["imageId"]):
                 removed.append(entry["reference"])
+            elif await services.drivers.images.find(entry["imageId"]) is not None:
+                continue
+            gone.append(entry["imageId"])
         if gone:
             await _strike(services, key, frozenset(gone))
     return removed
+
+
+async def _is_busy(services: Services, project: str) -> bool:
+    """Whether a run of the project is under way; the image it has pulled may not stand in any slot yet."""
+    for environment in (None, *Environment):
+        if await services.store.lease(lease_name(project, environment)) is not None:
+            return True
+    return False
 
 
 async def _strike(services: Services, key: str, gone: frozenset[str]) -> None:

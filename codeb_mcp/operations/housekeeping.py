@@ -74,6 +74,10 @@ class Housekeeper:
                 await duty(report)
             except CodebError as error:
                 report.problems.append(f"{duty.__name__.strip('_')}: {error.message}")
+            except Exception:
+                self.services.log.exception("housekeeping crashed", duty=duty.__name__)
+                report.problems.append(f"{duty.__name__.strip('_')}: crashed, see the log")
+        report.problems = list(dict.fromkeys(report.problems))
         return report
 
     async def _resume(self, report: Report) -> None:
@@ -81,7 +85,7 @@ class Housekeeper:
 
     async def _expire(self, report: Report) -> None:
         now = self.services.drivers.clock.now()
-        for slots in await environments(self.services.store):
+        for slots in await environments(self.services.store, report.problems):
             for record in (slots.blue, slots.green):
                 if record.grace_is_over(now):
                     await self._retire(slots, record, now, report)
@@ -120,7 +124,7 @@ class Housekeeper:
         """A proxy that came back without its configuration gets our sites again; nothing else is changed by itself."""
         present = set(await self.services.drivers.proxy.sites())
         sites = []
-        for slots in await environments(self.services.store):
+        for slots in await environments(self.services.store, report.problems):
             if slots.key in present:
                 continue
             try:
@@ -141,8 +145,9 @@ class Housekeeper:
             async with bound:
                 await self._refresh_slot(slots, record, report)
 
+        every = await environments(self.services.store, report.problems)
         async with asyncio.TaskGroup() as group:
-            for slots in await environments(self.services.store):
+            for slots in every:
                 for record in (slots.blue, slots.green):
                     if record.state is not SlotState.EMPTY:
                         group.create_task(refresh(slots, record))

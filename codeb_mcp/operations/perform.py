@@ -91,7 +91,8 @@ async def pull_image(run: Performer, action: Action) -> Mapping[str, Any]:
         policy=action.detail["policy"],
         progress=lambda fraction, text: run.report(action, fraction, text),
     )
-    if before is None and action.detail["policy"] != "never":
+    came = before is None or before.image_id != image.image_id
+    if came and action.detail["policy"] != "never":
         await remember_image(run.services, action.detail["project"], image)
     return {"imageId": image.image_id, "digest": image.digest, "reference": image.reference, "bytes": image.size_bytes}
 

@@ -13,14 +13,16 @@ from typing import Any
 from codeb_mcp.drivers.protocols import Container
 from codeb_mcp.model.errors import CodebError, RegistryDamaged
 from codeb_mcp.model.names import Environment, Slot, environment_key
+from codeb_mcp.model.project import all_ports
 from codeb_mcp.model.rebuild import Remains, slots_from_remains
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.keys import PLATFORM_TEAM
 from codeb_mcp.operations.observe import is_ours
 from codeb_mcp.operations.setup import SSOT_VERSION
-from codeb_mcp.operations.state import parse_slots
+from codeb_mcp.operations.state import environments, parse_slots
 from codeb_mcp.registry.files import FileStore
-from codeb_mcp.registry.store import Change
+from codeb_mcp.registry.store import Change, Document
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ async def _mend(
             await store.restore(key, damage.last_good_serial)
             await _correct(services, store, key, remains)
         return Rebuilt(key, "restored", f"version {damage.last_good_serial}; was: {damage.problem}")
-    doc = _from_world(services, key, remains)
+    doc = await _from_world(services, key, remains)
     if doc is None:
         return Rebuilt(key, "lost", f"{damage.problem}; no version of it is kept and nothing else tells its content")
     if apply:
@@ -125,11 +127,11 @@ async def _correct(services: Services, store: FileStore, key: str, remains: dict
     await store.commit([Change(key, slots.dump(), stored.version)])
 
 
-def _from_world(services: Services, key: str, remains: dict[str, list[Remains]]) -> dict[str, Any] | None:
+async def _from_world(services: Services, key: str, remains: dict[str, list[Remains]]) -> dict[str, Any] | None:
     if key == "ssot":
-        return _ssot(remains)
+        return await _ssot(services, remains)
     if key == "teams":
-        return _teams(remains)
+        return await _teams(services, remains)
     if key.startswith("slots/"):
         slots = _slots(services, key.removeprefix("slots/"), remains)
         return slots.dump() if slots else None
@@ -142,23 +144,41 @@ def _slots(services: Services, key: str, remains: dict[str, list[Remains]]) -> S
     return slots_from_remains(remains[key], services.drivers.traffic.live(key), None, services.drivers.clock.now())
 
 
-def _ssot(remains: dict[str, list[Remains]]) -> dict[str, Any]:
+async def _ssot(services: Services, remains: dict[str, list[Remains]]) -> dict[str, Any]:
+    """The document as containers and readable slots tell it."""
     projects: dict[str, Any] = {}
+    for slots in await environments(services.store, []):
+        entry = projects.setdefault(slots.project_name, {"teamId": slots.team_id, "ports": {}})
+        entry["ports"][slots.environment.value] = {"blue": slots.blue.port, "green": slots.green.port}
     for several in remains.values():
         one = several[0]
         blue = one.port if one.slot is Slot.BLUE else one.port - 1
         entry = projects.setdefault(one.project, {"teamId": one.team, "ports": {}})
-        entry["ports"][one.environment.value] = {"blue": blue, "green": blue + 1}
-    used = sorted(port for entry in projects.values() for pair in entry["ports"].values() for port in pair.values())
-    return {"version": SSOT_VERSION, "servers": {}, "projects": projects, "usedPorts": used}
+        entry["ports"].setdefault(one.environment.value, {"blue": blue, "green": blue + 1})
+    return {"version": SSOT_VERSION, "servers": {}, "projects": projects, "usedPorts": sorted(all_ports(projects))}
 
 
-def _teams(remains: dict[str, list[Remains]]) -> dict[str, Any]:
-    teams: dict[str, Any] = {"default": {"name": "Default", "platform": True, "projects": [], "members": {}}}
-    for several in remains.values():
-        team = teams.setdefault(several[0].team, {"name": several[0].team, "projects": [], "members": {}})
-        team["projects"] = sorted({*team["projects"], several[0].project})
+async def _teams(services: Services, remains: dict[str, list[Remains]]) -> dict[str, Any]:
+    """The document as containers, slots, projects and valid keys tell it. Names and members cannot be told."""
+    teams: dict[str, Any] = {PLATFORM_TEAM: {"name": "Default", "platform": True, "projects": [], "members": {}}}
+    told = [(several[0].team, several[0].project) for several in remains.values()]
+    told += [(slots.team_id, slots.project_name) for slots in await environments(services.store, [])]
+    ssot, keys = await _readable(services, "ssot"), await _readable(services, "api-keys")
+    told += [(entry.get("teamId", PLATFORM_TEAM), name) for name, entry in ssot.get("projects", {}).items()]
+    told += [(entry["teamId"], "") for entry in keys.get("keys", {}).values() if "revokedAt" not in entry]
+    for name, project in told:
+        team = teams.setdefault(name, {"name": name, "projects": [], "members": {}})
+        team["projects"] = sorted({*team["projects"], project} - {""})
     return {"version": "1.0", "teams": teams}
+
+
+async def _readable(services: Services, key: str) -> Document:
+    """The document; an empty one when it is missing or damaged."""
+    try:
+        stored = await services.store.get(key)
+    except RegistryDamaged:
+        return {}
+    return stored.doc if stored else {}
 
 
 async def _missing_slots(
@@ -179,43 +199,42 @@ async def _missing_slots(
 
 
 async def _missing_entries(services: Services, remains: dict[str, list[Remains]], *, apply: bool) -> list[Rebuilt]:
-    """`ssot` and `teams` that are missing or do not name what runs."""
+    """`ssot` and `teams` that are missing or do not name everything there is."""
     done = []
-    for key, whole in (("ssot", _ssot(remains)), ("teams", _teams(remains))):
+    for key, tell, merge in (("ssot", _ssot, _merged_projects), ("teams", _teams, _merged_teams)):
+        whole = await tell(services, remains)
         try:
             stored = await services.store.get(key)
         except RegistryDamaged:
             continue
-        doc = _merged(key, dict(stored.doc) if stored else None, whole)
+        if stored is None and not remains and not await services.store.keys("slots/"):
+            continue  # an installation before `codeb init`
+        doc = merge(dict(stored.doc), whole) if stored else whole
         if doc is None:
             continue
         if apply:
             await services.store.commit([Change(key, doc, stored.version if stored else 0)])
-        done.append(Rebuilt(key, "rebuilt", "it did not name everything that runs"))
+        done.append(Rebuilt(key, "rebuilt", "it did not name everything there is" if stored else "it was missing"))
     return done
 
 
-def _merged(key: str, doc: dict[str, Any] | None, whole: dict[str, Any]) -> dict[str, Any] | None:
-    """The document with what is missing in it, or None when nothing is."""
-    if doc is None:
-        return whole if key == "ssot" and whole["projects"] else None
-    if key == "teams":
-        return _merged_teams(doc, whole)
+def _merged_projects(doc: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any] | None:
+    """The document with the projects and environments that it does not name, or None when it names all."""
     projects = dict(doc.get("projects", {}))
-    lost = {name: entry for name, entry in whole["projects"].items() if name not in projects}
-    if not lost:
+    for name, entry in whole["projects"].items():
+        own = projects.get(name, entry)
+        projects[name] = {**own, "ports": {**entry["ports"], **own.get("ports", {})}}
+    if projects == doc.get("projects", {}):
         return None
-    used = sorted({*doc.get("usedPorts", []), *whole["usedPorts"]})
-    return {**doc, "projects": {**projects, **lost}, "usedPorts": used}
+    used = sorted({*doc.get("usedPorts", []), *all_ports(projects)})
+    return {**doc, "projects": projects, "usedPorts": used}
 
 
 def _merged_teams(doc: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any] | None:
+    """The document with the teams and projects that it does not name, or None when it names all."""
     teams = dict(doc.get("teams", {}))
-    changed = False
     for name, entry in whole["teams"].items():
         own = teams.get(name, entry)
-        projects = sorted({*own.get("projects", []), *entry["projects"]})
-        if (name in teams and projects != sorted(own.get("projects", []))) or (name not in teams and entry["projects"]):
-            teams[name] = {**own, "projects": projects}
-            changed = True
-    return {**doc, "teams": teams} if changed else None
+        missing = set(entry["projects"]) - set(own.get("projects", []))
+        teams[name] = {**own, "projects": sorted({*own.get("projects", []), *missing})} if missing else own
+    return {**doc, "teams": teams} if teams != doc.get("teams", {}) else None

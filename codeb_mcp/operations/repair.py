@@ -123,7 +123,7 @@ async def registry_repair(ctx: Context, request: RepairRequest) -> RepairResult:
     """Repair drift that registry_check found, by its ids. Each repair is checked against the world once more first."""
     found = {one.id: one for one in await _visible(ctx, None)}
     rows = []
-    for drift_id in request.drift_ids:
+    for drift_id in dict.fromkeys(request.drift_ids):
         one = found.get(drift_id)
         if one is None:
             rows.append(RepairRow(id=drift_id, repaired=False, message="there is no such difference any more"))
@@ -181,7 +181,11 @@ async def recreate(run: Performer, action: Action) -> Mapping[str, Any]:
     record = slots.record(Slot(action.detail["slot"]))
     if record.state is SlotState.EMPTY or record.image_id is None:
         raise Conflict(f"slot {record.name} names no image", hint="Deploy again.")
-    await run.drivers.containers.ensure(await _spec_of(run, slots.project_name, slots.environment, record))
+    spec = await _spec_of(run, slots.project_name, slots.environment, record)
+    there = await run.drivers.containers.inspect(spec.name)
+    if there is not None and there.host_ports and spec.host_port not in there.host_ports:
+        await run.drivers.containers.remove(spec.name, fence=run.fence.token)
+    await run.drivers.containers.ensure(spec)
     return {}
 
 

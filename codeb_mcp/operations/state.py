@@ -95,13 +95,19 @@ async def load_slots(store: StateStore, project: str, environment: Environment) 
     return slots
 
 
-async def environments(store: StateStore) -> list[Slots]:
-    """Every environment of the registry; raises RegistryDamaged when one cannot be read."""
+async def environments(store: StateStore, unreadable: list[str] | None = None) -> list[Slots]:
+    """Every environment of the registry. Raises RegistryDamaged when one cannot be read, or, for callers who can do
+    without it, adds what is wrong with it to `unreadable`."""
     found = []
     for key in await store.keys("slots/"):
-        stored = await store.get(key)
-        if stored is not None:
-            found.append(parse_slots(key, stored.doc))
+        try:
+            stored = await store.get(key)
+            if stored is not None:
+                found.append(parse_slots(key, stored.doc))
+        except RegistryDamaged as error:
+            if unreadable is None:
+                raise
+            unreadable.append(error.message)
     return found
 
 

@@ -105,6 +105,20 @@ async def test_after_a_cleanup_the_same_deploy_is_done_again(world: World) -> No
     assert await world.states() == ("deployed", "empty")
 
 
+async def test_a_release_that_is_the_way_back_by_now_is_not_said_to_wait(world: World) -> None:
+    await world.project()
+    image = world.image("v1")
+    first = await world.call("deploy", **HERE, image=image)
+    await world.promote()
+    assert (await world.call("deploy", **HERE, image=image))["joined"] is True
+    await world.live("v2")
+    await world.refused("conflict", "deploy", **HERE, image=image)
+    again = await world.call("deploy", **HERE, image=image, force=True)
+    assert again["operationId"] != first["operationId"]
+    await world.promote()
+    assert await world.visit() == "v1"
+
+
 async def test_after_an_hour_the_same_deploy_is_a_new_one(world: World) -> None:
     await world.project()
     image = world.image("v1")
