@@ -198,8 +198,9 @@ class SseEndpoint:
             await self._server.run(read, write, self._server.create_initialization_options())
 
 
-def build_app(services: Services, *, background: Sequence[Any] = ()) -> Starlette:
-    """The application on open services. `background`: coroutine functions that run as long as it does."""
+def build_app(services: Services, *, background: Sequence[Any] = (), ring: KeyRing | None = None) -> Starlette:
+    """The application on open services. `background`: coroutine functions that run as long as it does; `ring` finds the
+    callers and notes which keys were used."""
     metrics = Metrics(services)
     caller = Caller(services, metrics.observe)
     face = Face(parts_of(services, caller), message_sender)
@@ -226,7 +227,7 @@ def build_app(services: Services, *, background: Sequence[Any] = ()) -> Starlett
 
     return Starlette(
         lifespan=lifespan,
-        middleware=[Middleware(Guard, services=services, ring=KeyRing())],
+        middleware=[Middleware(Guard, services=services, ring=ring or KeyRing())],
         exception_handlers={HTTPException: _not_served},
         routes=[
             Route("/api/tool", _Endpoint(api.tool), methods=["POST"]),
@@ -264,7 +265,8 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Runs that are open then stay open in their journals; the next start takes them up."""
     async with opened(settings) as services:
         forward_library_logs(services.log)
-        app = build_app(services, background=[Housekeeper(services).run])
+        ring = KeyRing()
+        app = build_app(services, background=[Housekeeper(services, ring).run], ring=ring)
         resumed = await services.runs.resume_all()
         where = {"host": settings.server.host, "port": settings.server.port}
         services.log.info("codeb serves", **where, version=__version__, resumed=resumed)
