@@ -7,6 +7,7 @@ progress. Only what streamable HTTP says in headers is taken from the message: t
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ from mcp.types import (
 Streams = tuple[Any, Any]
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 1800.0
+REFUSED = -32000
+"""JSON-RPC code of what HTTP refused; the reason is in the message."""
 
 
 @contextlib.asynccontextmanager
@@ -38,8 +41,9 @@ async def connected(url: str, key: str) -> AsyncIterator[Streams]:
     """Streams to and from the server at `url` (its `/mcp`, or only host and port)."""
     timeout = httpx2.Timeout(CONNECT_SECONDS, read=READ_SECONDS)
     headers = {"X-API-Key": key}
+    network = _Explaining(httpx2.AsyncHTTPTransport())
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=timeout, trust_env=False) as http,
+        httpx2.AsyncClient(headers=headers, timeout=timeout, trust_env=False, transport=network) as http,
         streamable_http_client(address(url), http_client=http) as streams,
     ):
         yield streams
@@ -51,12 +55,49 @@ def address(url: str) -> str:
     return plain if plain.endswith("/mcp") else f"{plain}/mcp"
 
 
+class _Explaining(httpx2.AsyncBaseTransport):
+    """Turns what is no JSON-RPC answer (a server that is away, a key that is refused) into one that a client can show, so
+    that one failed request does not end the bridge."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """One request."""
+        try:
+            response = await self._inner.handle_async_request(request)
+        except httpx2.TransportError as error:
+            where = f"{request.url.scheme}://{request.url.netloc.decode()}"
+            return _problem(503, f"driver_unavailable: {where} cannot be reached ({type(error).__name__})", {})
+        if response.status_code < 400 or not response.headers.get("content-type", "").startswith("application/json"):
+            return response
+        body = await response.aread()
+        await response.aclose()
+        try:
+            said = json.loads(body)
+        except ValueError:
+            said = None
+        if isinstance(said, dict) and said.get("success") is False:
+            return _problem(response.status_code, f"{said.get('code')}: {said.get('error')}", said)
+        return httpx2.Response(response.status_code, headers={"content-type": "application/json"}, content=body)
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+        await self._inner.aclose()
+
+
+def _problem(status: int, message: str, data: Mapping[str, Any]) -> httpx2.Response:
+    error = {"code": REFUSED, "message": message, "data": dict(data)}
+    return httpx2.Response(status, json={"jsonrpc": "2.0", "id": None, "error": error})
+
+
 async def relay(client: Streams, server: Streams) -> None:
     """Pass messages on in both directions until the client closes its side."""
     era = _Era()
-    async with anyio.create_task_group() as group:
-        group.start_soon(_from_server, server[0], client[1], era)
-        await _from_client(client[0], server[1], era)
+    read, write = client
+    async with read, write, anyio.create_task_group() as group:
+        group.start_soon(_from_server, server[0], write, era)
+        await _from_client(read, server[1], era)
         group.cancel_scope.cancel()
 
 
