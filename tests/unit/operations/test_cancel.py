@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from codeb_mcp.model.access import Role
 from codeb_mcp.model.errors import CodebError, DriverUnavailable
+from codeb_mcp.model.machine import Action, Outcome
 from codeb_mcp.model.names import lease_name
+from codeb_mcp.operations import deploys, runner
 from tests.unit.operations.mortality import Stopped
 from tests.unit.operations.test_crashes import FEWEST_MOMENTS, HERE, SCENES, Scene
 from tests.unit.operations.world import World, bounded, initialised, principal
@@ -145,17 +148,11 @@ async def test_a_run_whose_process_is_gone_can_be_cancelled(world: World) -> Non
 
 
 async def test_a_step_that_takes_too_long_fails_and_is_undone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from codeb_mcp.model.machine import Action
-    from codeb_mcp.operations import runner
-
     once = runner._once
 
-    async def hurried(action: Action, perform: runner.Perform) -> runner.Outcome:
-        short = action if action.undo or action.name != "start_container" else _short(action)
-        return await once(short, perform)
-
-    def _short(action: Action) -> Action:
-        return Action(action.name, action.step, action.detail, deadline_seconds=0.05)
+    async def hurried(action: Action, perform: runner.Perform) -> Outcome:
+        slow = action.name == "start_container"
+        return await once(replace(action, deadline_seconds=0.05) if slow else action, perform)
 
     monkeypatch.setattr(runner, "_once", hurried)
     await world.project()
@@ -168,8 +165,6 @@ async def test_a_step_that_takes_too_long_fails_and_is_undone(world: World, monk
 
 
 async def test_a_run_that_takes_too_long_in_all_is_undone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from codeb_mcp.operations import deploys
-
     await world.project()
     await world.live("v1")
     monkeypatch.setattr(deploys, "DEPLOY_SECONDS", 0.2)

@@ -160,7 +160,7 @@ class World:
     def image(self, version: str, name: str = "shop", **knobs: str) -> str:
         """A published image; knobs are those of the sample application."""
         reference = f"registry.test/{name}:{version}"
-        self.engine.publish(reference, version, **knobs)
+        self.engine.publish(reference, version, labels=None, **knobs)
         return reference
 
     async def deploy(self, version: str = "v1", name: str = "shop", **more: Any) -> dict[str, Any]:
