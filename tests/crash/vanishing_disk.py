@@ -39,6 +39,13 @@ class VanishingDisk(Disk):
         self.changes = 0
         self._names: dict[str, dict[str, list[_Entry]]] = {self.root: {}}
 
+    def know_what_is_there(self) -> None:
+        """Begin with the files of the folder, all of them durable."""
+        for folder, folders, names in os.walk(self.root):
+            inside = self._names.setdefault(folder, {})
+            inside.update({name: [f"{folder}/{name}"] for name in folders})
+            inside.update({name: [_File(Path(folder, name).read_bytes(), durable=True)] for name in names})
+
     def make_folder(self, path: str, *, durable: bool) -> None:
         if path == os.path.dirname(self.root) or os.path.isdir(path):
             return
