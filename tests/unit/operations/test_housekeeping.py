@@ -226,6 +226,17 @@ async def test_the_way_back_is_pinned_however_old_its_image_is(world: World) -> 
     assert await world.visit() == "v1"
 
 
+async def test_the_image_of_a_slot_stays_also_when_its_container_is_gone(world: World) -> None:
+    await world.project("shop", keep=1)
+    await _rounds(world, "v1", "v2")
+    gone = world.engine.containers.pop("shop-production-blue")
+    await world.engine.stop(gone, removed=True)
+    assert (await Housekeeper(world.services).once()).images_removed == []
+    [found] = await world.drift()
+    assert (await world.call("registry_repair", driftIds=[found["id"]]))["repaired"] == 1
+    assert (await world.rollback())["restoredVersion"] == "v1"
+
+
 async def test_an_image_that_was_here_before_is_never_ours_to_remove(world: World) -> None:
     await world.project("shop", keep=1)
     own = world.image("v1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from pathlib import Path
 
@@ -35,6 +36,7 @@ async def test_an_init_that_was_cut_off_is_completed(tmp_path: Path) -> None:
     world = World(tmp_path / "new")
     await initialise(world.services)
     (world.settings.registry / "teams.json").unlink()
+    shutil.rmtree(world.settings.registry / ".generations")
     world.restart()
     made = await initialise(world.services)
     assert (made.created, made.owner_key) == (("teams",), None)
@@ -54,11 +56,6 @@ async def test_before_init_every_operation_says_what_to_do(tmp_path: Path) -> No
     world = World(tmp_path / "new")
     refusal = await world.refused("not_found", "project_create", projectName="shop")
     assert "codeb init" in refusal.hint
-    assert (
-        (await world.call("project_list"))["total"] == 0
-        if (tmp_path / "new" / "registry" / "ssot.json").exists()
-        else True
-    )
     await world.close()
 
 
@@ -96,7 +93,7 @@ async def test_progress_reaches_whoever_listens_step_by_step(world: World) -> No
     await world.call("deploy", OWNER, heard.append, **HERE, image=world.image("v1"), autoPromote=True)
     steps = list(dict.fromkeys(event.step for event in heard))
     assert steps[:3] == ["pull_image", "cleanup_container", "start_container"]
-    assert steps[-1] == "update_registry" or "verify_public" in steps
+    assert "verify_public" in steps
     assert [event.position for event in heard] == sorted(event.position for event in heard)
     assert all(1 <= event.position <= event.total for event in heard)
     assert any(event.fraction == 0.5 for event in heard if event.step == "pull_image")
@@ -113,7 +110,7 @@ async def test_too_many_calls_of_a_key_or_a_team_are_slowed_down(world: World) -
     refusal = await world.refused("rate_limited", "project_list", first)
     assert (refusal.detail["limit"], refusal.detail["remaining"]) == (5, 0)
     assert refusal.detail["retryAfter"] >= 1
-    for _ in range(2):
+    for _ in range(3):
         await world.call("project_list", second)
     await world.refused("rate_limited", "project_list", second)
     await world.call("project_list", principal(Role.VIEWER, "acme"))
