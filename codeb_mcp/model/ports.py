@@ -6,7 +6,7 @@ the overlap, so previews end at 5431.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from codeb_mcp.model.errors import Conflict
@@ -32,16 +32,27 @@ QUARANTINE = timedelta(hours=1)
 
 def allocate_pair(ranges: Sequence[PortRange], taken: Iterable[int]) -> tuple[int, int]:
     """The lowest free even/odd pair (blue, green); raises Conflict when the ranges are full."""
-    used = frozenset(taken)
-    for first, last in ranges:
-        for blue in range(first + first % 2, last, 2):
-            if blue not in used and blue + 1 not in used:
-                return blue, blue + 1
+    for blue in _free(ranges, taken):
+        return blue, blue + 1
     spans = ", ".join(f"{first}-{last}" for first, last in ranges)
     raise Conflict(
         f"no free port pair is left in {spans}",
         hint="Delete environments that are not needed, or widen the range in the settings (ports).",
     )
+
+
+def free_pairs(ranges: Sequence[PortRange], taken: Iterable[int]) -> int:
+    """How many pairs are left."""
+    return sum(1 for _ in _free(ranges, taken))
+
+
+def _free(ranges: Sequence[PortRange], taken: Iterable[int]) -> Iterator[int]:
+    """The even ports of free pairs, lowest first in each range."""
+    used = frozenset(taken)
+    for first, last in ranges:
+        for blue in range(first + first % 2, last, 2):
+            if blue not in used and blue + 1 not in used:
+                yield blue
 
 
 def quarantined(entries: Iterable[Mapping[str, object]], now: datetime) -> list[Mapping[str, object]]:

@@ -11,6 +11,7 @@ MODULES = (
     "health",
     "logs",
     "members",
+    "ports",
     "projects",
     "removal",
     "repair",

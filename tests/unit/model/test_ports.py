@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from codeb_mcp.model.errors import Conflict
 from codeb_mcp.model.names import Environment
-from codeb_mcp.model.ports import QUARANTINE, RANGES, RESERVED, allocate_pair, overlaps, quarantined
+from codeb_mcp.model.ports import QUARANTINE, RANGES, RESERVED, allocate_pair, free_pairs, overlaps, quarantined
 from codeb_mcp.model.project import all_ports
 from tests.unit.model.plans import NOW
 
@@ -60,6 +60,11 @@ def test_a_pair_is_even_and_odd_free_and_the_lowest_of_its_range(spans: list[tup
             allocate_pair(ranges, taken)
         return
     assert allocate_pair(ranges, taken) == (free[0], free[0] + 1)
+
+
+def test_what_is_left_is_counted() -> None:
+    assert [free_pairs(ranges, ()) for ranges in (PRODUCTION, STAGING, PREVIEW)] == [250, 250, 216]
+    assert free_pairs([(4000, 4005)], {4001, 4004}) == 1
 
 
 def test_half_a_pair_is_no_pair() -> None:

@@ -38,6 +38,32 @@ async def test_the_guides_projects_stand_on_the_guides_ports(world: World) -> No
     assert stored.doc["usedPorts"] == [4000, 4001, 4002, 4003, 4004, 4005, 4500, 4501]
 
 
+async def test_the_ports_of_the_team_are_listed_with_what_is_left(world: World) -> None:
+    await _team(world)
+    await world.call("project_create", projectName="worb")
+    await world.project("theirs", caller=ACME)
+    found = await world.call("port_list")
+    assert found["data"] == [
+        {"projectName": "worb", "environment": "production", "blue": 4000, "green": 4001},
+        {"projectName": "worb", "environment": "staging", "blue": 4500, "green": 4501},
+    ]
+    assert {one["environment"]: (one["ranges"], one["freePairs"]) for one in found["ranges"]} == {
+        "production": (["4000-4499"], 248), "staging": (["4500-4999"], 249), "preview": (["5000-5431"], 216),
+    }  # fmt: skip
+    assert found["overlaps"] == []
+    only = await world.call("port_list", principal(Role.VIEWER, "default", "environment:staging"), projectName="worb")
+    assert [row["environment"] for row in only["data"]] == ["staging"]
+    assert [row["projectName"] for row in (await world.call("port_list", ACME))["data"]] == ["theirs"]
+    await world.refused("not_found", "port_list", ACME, projectName="worb")
+
+
+async def test_a_range_that_reaches_into_a_reserved_one_is_told(world: World) -> None:
+    ports = world.settings.ports.model_copy(update={"preview": ((5000, 5499),)})
+    world.settings = world.settings.model_copy(update={"ports": ports})
+    world.restart()
+    assert (await world.call("port_list"))["overlaps"] == ["preview 5000-5499 overlaps PostgreSQL 5432-5499"]
+
+
 async def test_ports_that_anything_holds_are_not_given_away(world: World) -> None:
     world.ports.ports |= {4000, 4003}
     image = world.engine.load("registry.test/other:1")
