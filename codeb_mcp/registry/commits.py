@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 from codeb_mcp.model.errors import CodebError, Conflict, InvalidRequest
@@ -77,16 +77,16 @@ def _prepared(request: Request) -> list[Prepared]:
 
 
 class _Shared:
-    """What was written since the last sync."""
+    """What was staged since the last sync."""
 
     def __init__(self, folder: RegistryFolder) -> None:
         self._folder = folder
         self._versions = folder.versions
-        self._written: dict[str, tuple[Request, Prepared, Versions]] = {}
+        self._staged: dict[str, tuple[Request, Prepared, Versions]] = {}
 
     def add(self, request: Request, items: list[Prepared]) -> None:
-        """Check and write one commit."""
-        if len(items) > 1 or items[0].key in self._written:
+        """Check one commit and stage or write it."""
+        if len(items) > 1 or items[0].key in self._staged:
             self.finish()
         try:
             with refusals("write " + ", ".join(item.key for item in items[:3])):
@@ -99,21 +99,38 @@ class _Shared:
             request.outcome = error
 
     def finish(self) -> None:
-        """Sync the folders, then answer."""
-        written, self._written = self._written, {}
-        refused: dict[str, CodebError] = {}
-        for path in sorted({os.path.dirname(self._versions.path(key)) for key in written}):
-            try:
-                with refusals("make a change durable"):
-                    self._folder.disk.sync_folder(path)
-            except CodebError as error:
-                refused[path] = error
-        for key, (request, item, serials) in written.items():
-            if (refusal := refused.get(os.path.dirname(self._versions.path(key)))) is not None:
+        """Make everything that is staged durable and visible; each document may be refused on its own."""
+        staged, self._staged = self._staged, {}
+        if len(staged) > 1:  # syncs that run at the same time share the disk's work
+            unveiling = {key: self._folder.syncing.submit(self._unveil, key) for key in staged}
+            wait(unveiling.values())  # all of them, whatever becomes of one: the lock is ours only until we return
+            refused = {key: done.result() for key, done in unveiling.items()}
+        else:
+            refused = {key: self._unveil(key) for key in staged}
+        visible = {os.path.dirname(self._versions.path(key)) for key in staged if refused[key] is None}
+        unsynced = {path: self._refusal(self._folder.disk.sync_folder, path) for path in sorted(visible)}
+        for key, (request, item, serials) in staged.items():
+            refusal = refused[key] or unsynced[os.path.dirname(self._versions.path(key))]
+            if refusal is not None:
                 request.outcome = refusal
                 continue
             self._versions.written(key, serials[key], item)
             request.outcome = serials
+
+    def _unveil(self, key: str) -> CodebError | None:
+        refusal = self._refusal(self._folder.disk.sync_file, self._versions.staged(key))
+        refusal = refusal or self._refusal(self._versions.unveil, key)
+        if refusal is not None:
+            self._versions.discard(key)
+        return refusal
+
+    def _refusal(self, step: Callable[[str], None], name: str) -> CodebError | None:
+        try:
+            with refusals("make a change durable"):
+                step(name)
+        except CodebError as error:
+            return error
+        return None
 
     def _write(self, request: Request, items: list[Prepared], entries: dict[str, Entry]) -> None:
         versions = self._versions
@@ -123,8 +140,8 @@ class _Shared:
         if len(items) == 1 and items[0].doc is not None:
             item = items[0]
             self._folder.disk.make_folder(os.path.dirname(versions.path(item.key)), durable=True)
-            versions.write(item.key, item.content(versions.lineage, serials[item.key]), entries[item.key])
-            self._written[item.key] = (request, item, answer)
+            versions.stage(item.key, item.content(versions.lineage, serials[item.key]), entries[item.key])
+            self._staged[item.key] = (request, item, answer)
             return
         if changed:
             self._folder.intent.write(changed, serials)

@@ -76,6 +76,10 @@ class Disk:
         finally:
             os.close(handle)
 
+    def sync_file(self, path: str) -> None:
+        """Make the content of a file durable."""
+        _sync(path, os.O_RDONLY)
+
     def replace(self, source: str, target: str) -> None:
         """Give the file its final name, in one step."""
         os.rename(source, target)
@@ -92,11 +96,15 @@ class Disk:
 
     def sync_folder(self, path: str) -> None:
         """Make the names in the folder durable."""
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: str, flags: int) -> None:
+    handle = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _open_new(path: str) -> int:

@@ -18,6 +18,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from codeb_mcp.model.errors import InvalidRequest, RegistryDamaged
@@ -40,6 +41,7 @@ class RegistryFolder:
         self.versions = Versions(self.root, disk, generations)
         self.intent = Intent(self.versions)
         self._lock_wait_seconds = lock_wait_seconds
+        self.syncing = ThreadPoolExecutor(8, thread_name_prefix="registry-sync")
         self._opening = threading.Lock()
 
     def open(self) -> None:

@@ -11,7 +11,7 @@ import time
 from typing import Any, NamedTuple
 
 from codeb_mcp.model.errors import RegistryDamaged
-from codeb_mcp.registry.disk import Disk, put, read_file
+from codeb_mcp.registry.disk import Disk, read_file, temporary_name
 from codeb_mcp.registry.documents import MAX_BYTES, Prepared, parse, split
 from codeb_mcp.registry.generations import Generations
 from codeb_mcp.registry.store import Stored
@@ -99,9 +99,37 @@ class Versions:
 
         `present` is what it replaces; None when that cannot be trusted.
         """
+        self.stage(key, data, present)
+        try:
+            self.disk.sync_file(self.staged(key))
+            self.unveil(key)
+        except OSError:
+            self.discard(key)
+            raise
+
+    def stage(self, key: str, data: bytes, present: Entry | None) -> None:
+        """The first part of `write`: the new version lies beside the present one, neither visible nor durable."""
         self.keep(key, present)
+        try:
+            self.disk.create(self.staged(key), data, durable=False)
+        except OSError:
+            self.discard(key)
+            raise
+
+    def staged(self, key: str) -> str:
+        """The file that `stage` writes; it has to be synced before `unveil`."""
+        folder, name = os.path.split(self.path(key))
+        return temporary_name(folder, name)
+
+    def unveil(self, key: str) -> None:
+        """The last part of `write`: the staged version takes its place."""
         self.forget_cached(key)
-        put(self.disk, self.path(key), data, sync=False)
+        self.disk.replace(self.staged(key), self.path(key))
+
+    def discard(self, key: str) -> None:
+        """Give a staged version up."""
+        with contextlib.suppress(OSError):
+            self.disk.unlink(self.staged(key))
 
     def keep(self, key: str, present: Entry | None) -> None:
         """Make sure that the present version has its generation: one that was adopted, or whose link was lost."""

@@ -67,6 +67,12 @@ class VanishingDisk(Disk):
             self._count()
             file.durable = True
 
+    def sync_file(self, path: str) -> None:
+        self._count()
+        file = self._now(path)
+        if isinstance(file, _File):
+            file.durable = True
+
     def replace(self, source: str, target: str) -> None:
         self._count()
         super().replace(source, target)

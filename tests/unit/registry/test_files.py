@@ -195,6 +195,9 @@ class HastyDisk(Disk):
     def create(self, path: str, data: bytes, *, durable: bool) -> None:
         super().create(path, data, durable=False)
 
+    def sync_file(self, path: str) -> None:
+        """Nothing."""
+
     def sync_folder(self, path: str) -> None:
         """Nothing."""
 
@@ -246,6 +249,10 @@ class RefusingDisk(Disk):
         self._count()
         super().create(path, data, durable=durable)
         self._count()
+
+    def sync_file(self, path: str) -> None:
+        self._count()
+        super().sync_file(path)
 
     def replace(self, source: str, target: str) -> None:
         self._count()
