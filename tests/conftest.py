@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.lab.engine import Engine, PrivateEngine, shared_engine
@@ -20,6 +21,12 @@ from tests.lab.engine import spare_engine as start_spare_engine
 from tests.lab.ports import FreePorts
 from tests.lab.registry import Registry, shared_registry
 from tests.lab.samples import SampleImages
+
+# Examples take as long as the machine needs; a failing one prints how to repeat it.
+hypothesis.settings.register_profile(
+    "codeb", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("codeb")
 
 PARTS = frozenset({"docker", "registry", "caddy", "caddy-debian", "strace", "node"})
 NEEDED_BY_FIXTURE = {

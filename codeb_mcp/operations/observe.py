@@ -34,7 +34,8 @@ async def observe(services: Services, slots: list[Slots]) -> World:
 
 def is_ours(one: Container, installation: str) -> bool:
     """Whether the container is of this installation; one without the installation's label is of an earlier version."""
-    return "codeb.project" in one.labels and one.labels.get(INSTALLATION, installation) == installation
+    whole = all(one.labels.get(f"codeb.{name}") for name in ("project", "environment", "slot"))
+    return whole and one.labels.get(INSTALLATION, installation) == installation
 
 
 def _seen(one: Container) -> SeenContainer:

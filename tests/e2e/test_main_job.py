@@ -125,5 +125,8 @@ async def test_a_grace_slot_expires_by_itself(
         assert installation.call("deploy", projectName=unique, image=image, autoPromote=True, **PRODUCTION).ok
     wait_until(lambda: installation.slots(unique)["blue"]["state"] == "empty", 30, "the grace slot never expires")
     wait_until(lambda: set(installation.containers(unique)) == {f"{unique}-production-green"}, 30, "it still runs")
+    wait_until(
+        lambda: installation.call("operation_list").body["data"][0]["status"] == "succeeded", 30, "it never ends"
+    )
     refused = installation.call("rollback", projectName=unique, **PRODUCTION)
     assert (refused.status, refused.body["code"]) == (409, "conflict")
