@@ -24,7 +24,7 @@ from codeb_mcp.operations.trail import Trail
 from codeb_mcp.registry.audit import AuditTrail
 from codeb_mcp.registry.files import FileStore
 from codeb_mcp.registry.journal import Journals
-from codeb_mcp.registry.limits import RateLimiter
+from codeb_mcp.registry.prepaid import PrepaidLimiter
 from codeb_mcp.settings import Settings
 
 Credentials = Callable[[str], tuple[str, str] | None]
@@ -79,7 +79,7 @@ def build(settings: Settings, drivers: Drivers | None = None) -> Services:
         store=store,
         journals=Journals(settings.registry, store),
         audit=AuditTrail(settings.registry),
-        limiter=RateLimiter(settings.run / "limits"),
+        limiter=PrepaidLimiter(settings.run / "limits"),
     )
     runs = Runs()
     services = Services(

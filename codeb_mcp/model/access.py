@@ -34,11 +34,14 @@ class Role(StrEnum):
     @property
     def level(self) -> int:
         """1 for viewer … 4 for owner."""
-        return list(Role).index(self) + 1
+        return _LEVELS[self]
 
     def covers(self, other: Role) -> bool:
         """Whether this role may do what `other` may."""
         return self.level >= other.level
+
+
+_LEVELS = {role: number for number, role in enumerate(Role, 1)}
 
 
 class Reach(StrEnum):

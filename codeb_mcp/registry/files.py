@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from codeb_mcp.registry.commits import Request, commit_all
-from codeb_mcp.registry.disk import Disk, refusals
+from codeb_mcp.registry.disk import Disk, refusals, storage_error
 from codeb_mcp.registry.documents import check_key
 from codeb_mcp.registry.folder import RegistryFolder
 from codeb_mcp.registry.leases import Leases, check_lease_name, utc_now
@@ -64,8 +64,11 @@ class FileStore:
 
     async def get(self, key: str) -> Stored | None:
         """The document, or None when there certainly is none. One stat when it is unchanged since the last call."""
-        with refusals(f"read {check_key(key)}"):
+        check_key(key)
+        try:
             entry = self._folder.versions.peek(key)
+        except OSError as error:
+            raise storage_error(error, f"read {key}") from error
         return entry.stored if entry else await self._read(self._folder.read, key)
 
     async def keys(self, prefix: str) -> list[str]:

@@ -40,8 +40,8 @@ class RateLimiter:
         self._folder = str(folder.absolute())
         self._clock = clock
 
-    def take(self, bucket: str, *, limit: int, per_seconds: int) -> Taken:
-        """Count one call against the bucket: at most `limit` at once, refilled evenly over `per_seconds`.
+    def take(self, bucket: str, *, limit: int, per_seconds: int, count: int = 1) -> Taken:
+        """Count a call, or several at once, against the bucket: at most `limit` at once, refilled evenly over `per_seconds`.
 
         Takes some 30 µs. A bucket whose lock another process does not let go of refuses the call after 20 ms.
         """
@@ -51,7 +51,7 @@ class RateLimiter:
             if handle is None:
                 return Taken(False, limit, 0, self._clock() // _SECOND + 1, 1)
             try:
-                return self._count(handle, limit, per_seconds * _SECOND)
+                return self._count(handle, limit, per_seconds * _SECOND, count)
             finally:
                 os.close(handle)
 
@@ -63,13 +63,13 @@ class RateLimiter:
                 removed += self._remove_old(f"{self._folder}/{name}", older_than_seconds)
         return removed
 
-    def _count(self, handle: int, limit: int, period: int) -> Taken:
+    def _count(self, handle: int, limit: int, period: int, count: int) -> Taken:
         now = self._clock()
         cost = period // limit
         data = os.pread(handle, 8, 0)
         stored = int.from_bytes(data, "little") if len(data) == 8 else 0
         full_at = min(max(stored, now), now + period)
-        after = full_at + cost
+        after = full_at + cost * count
         allowed = after - now <= period
         if allowed:
             full_at = after
