@@ -7,7 +7,8 @@ at its next message on whatever session, and it ends streams within a second.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -79,9 +80,11 @@ def _split(host: str) -> tuple[str, str | None]:
 class Guard:
     """Lets in what may come in, and hands on caller, body and correlation id in the scope."""
 
-    def __init__(self, app: ASGIApp, services: Services, ring: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, services: Services, ring: KeyRing, busy: Mapping[str, ASGIApp]) -> None:
+        """`busy`: applications for POST to exactly these paths, which need no router."""
         server = services.settings.server
         self._app = app
+        self._busy = busy
         self._services = services
         self._ring = ring
         self._doors = Doors(server.allowed_hosts, server.allowed_origins)
@@ -114,9 +117,12 @@ class Guard:
         caller = await self.authenticate(scope, headers)
         scope[CALLER] = caller
         if scope["path"].startswith(SESSIONS):
-            scope["user"] = _user(caller)
+            scope["user"] = _user(caller.key_id, caller.role.value)
         if scope["method"] == "POST":
             receive = await self._body(scope, headers, receive)
+            if (direct := self._busy.get(scope["path"])) is not None:
+                await direct(scope, receive, send)
+                return
         if scope["method"] == "GET" and scope["path"] in STREAMS:
             await self._while_valid(scope, headers, receive, send)
         else:
@@ -281,7 +287,7 @@ def _replay(raw: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _user(caller: Principal) -> AuthenticatedUser:
-    """For the SDK, which binds sessions to it: no other key may use this key's session."""
-    key = caller.key_id  # the key itself is not handed on
-    return AuthenticatedUser(AccessToken(token=key, client_id=key, scopes=[caller.role.value], subject=key, claims={}))
+@functools.lru_cache(4096)
+def _user(key: str, role: str) -> AuthenticatedUser:
+    """For the SDK, which binds sessions to it: no other key may use this key's session. The key's text is not handed on."""
+    return AuthenticatedUser(AccessToken(token=key, client_id=key, scopes=[role], subject=key, claims={}))

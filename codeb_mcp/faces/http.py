@@ -212,7 +212,7 @@ def build_app(services: Services, *, background: Sequence[Any] = (), ring: KeyRi
         max_sessions=MAX_SESSIONS,
     )
     sse = SseServerTransport("/messages/", max_request_body_size=limit)
-    api = Api(services, caller, metrics)
+    api, mcp = Api(services, caller, metrics), StreamableHTTPASGIApp(manager)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -227,11 +227,13 @@ def build_app(services: Services, *, background: Sequence[Any] = (), ring: KeyRi
 
     return Starlette(
         lifespan=lifespan,
-        middleware=[Middleware(Guard, services=services, ring=ring or KeyRing())],
+        middleware=[
+            Middleware(Guard, services=services, ring=ring or KeyRing(), busy={"/api/tool": api.tool, "/mcp": mcp})
+        ],
         exception_handlers={HTTPException: _not_served},
         routes=[
             Route("/api/tool", _Endpoint(api.tool), methods=["POST"]),
-            Route("/mcp", StreamableHTTPASGIApp(manager)),
+            Route("/mcp", mcp),
             Route("/sse", SseEndpoint(face, sse), methods=["GET"]),
             Mount("/messages/", sse.handle_post_message),
             Route("/api", api.index),

@@ -26,6 +26,7 @@ from codeb_mcp.model.redaction import clean_text
 from codeb_mcp.operations.context import Event, Services
 from codeb_mcp.operations.invoke import Answer, Call
 
+ANY_OBJECT = {"type": "object"}
 Context = ServerRequestContext[Any, Any]
 Who = Callable[[Context], Awaitable[Principal]]
 """Who sent this message; asked for every message. Raises CodebError for nobody."""
@@ -86,7 +87,8 @@ class Face:
             on_list_resources=self._resources.list,
             on_list_resource_templates=self._resources.templates,
             on_read_resource=self._resources.read,
-            get_tool_input_schema=self._tools.input_schema,
+            # Asked at every call for arguments that headers mirror; ours have none, so there is no schema to walk.
+            get_tool_input_schema=lambda name: ANY_OBJECT,
             cache_hints={
                 "tools/list": CacheHint(ttl_ms=60_000, scope="private"),
                 "resources/list": CacheHint(ttl_ms=5_000, scope="private"),

@@ -53,6 +53,7 @@ STORY: tuple[tuple[str, Params], ...] = (
     ("slot_status", LIVE),
     ("slot_status", {"projectName": "shop", "enviroment": "production"}),
     ("slot_list", {"limit": 1}),
+    ("port_list", {}),
     ("logs_get", {**LIVE, "tail": 5}),
     ("health_check", {}),
     ("health_check", LIVE),

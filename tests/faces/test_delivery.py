@@ -111,7 +111,10 @@ async def test_an_mcp_client_that_disconnects_cancels_nothing(served: Served, er
 
 
 async def test_a_key_has_a_number_of_calls_and_a_team_another(tmp_path: Path) -> None:
-    async with open_world(tmp_path / "codeb", calls_per_minute=5, team_calls_per_minute=8) as world, serving(world) as made:
+    async with (
+        open_world(tmp_path / "codeb", calls_per_minute=5, team_calls_per_minute=8) as world,
+        serving(world) as made,
+    ):
         first, second = world.keys["acme"]["viewer"], world.keys["acme"]["member"]
         statuses = [(await made.tool("slot_list", first)).status_code for _ in range(7)]
         assert statuses == [200] * 5 + [429] * 2

@@ -17,7 +17,6 @@ from tests.faces.ways import ERAS, in_process, saying
 from tests.faces.world import World
 
 
-
 def text_of(content: Any) -> str:
     """The text of a content block or a resource."""
     assert isinstance(content.text, str)
@@ -33,6 +32,10 @@ def test_the_list_that_ships_is_the_catalog(era: str) -> None:
 
 def test_the_instructions_are_short(era: str) -> None:
     assert len(INSTRUCTIONS) <= 4000
+
+
+def test_no_argument_is_mirrored_in_a_header(era: str) -> None:
+    assert "x-mcp-header" not in FILE.read_text(encoding="utf-8"), "then the SDK must be handed the schemas"
 
 
 async def test_instructions_and_version_reach_the_client(world: World, era: str) -> None:
