@@ -39,6 +39,7 @@ def _member(told: Told) -> dict[str, str]:
 STORY: tuple[tuple[str, Params], ...] = (
     ("project_create", {"projectName": "shop", "healthCheck": IMPATIENT}),
     ("project_list", {}),
+    ("port_list", {}),
     ("project_get", {"projectName": "shop"}),
     ("project_get", {"projectName": "nowhere"}),
     ("project_update", {**LIVE, "graceHours": 12}),
