@@ -30,9 +30,11 @@ class RunFiles:
 
     def retire(self, run_id: str) -> None:
         """Move an ended run to the others; raises OSError. Harmless when it was moved already."""
-        # Not synced: after a power cut the run may lie among the open ones again, where its last entry says that it has
-        # ended, and the next look moves it once more.
+        # The new name is durable before the old one goes. That the old one is gone is not synced: after a power cut the
+        # run may lie among the open ones again, where its last entry says that it has ended, and the next look moves it.
         self.disk.make_folder(self.done_folder, durable=True)
-        with contextlib.suppress(FileNotFoundError):
-            self.disk.replace(self.open_path(run_id), self.done_path(run_id))
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            self.disk.link(self.open_path(run_id), self.done_path(run_id))
+            self.disk.sync_folder(self.done_folder)
+        self.disk.unlink(self.open_path(run_id))
         self.disk.unlink(self.cancel_path(run_id))
