@@ -13,7 +13,7 @@ from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.files import FileStore
 from codeb_mcp.registry.journal import Journal, Journals
 from codeb_mcp.registry.store import Fence
-from tests.unit.operations.world import World, bounded
+from tests.unit.operations.world import UnsyncedDisk, World, bounded
 
 WRITES = ("intend", "record", "finish")
 
@@ -42,7 +42,7 @@ class Stopped:
 
     def journals(self, root: Path, store: FileStore, clock: Callable[[], datetime]) -> Journals:
         """Journals whose writers stop at the chosen moment."""
-        return _StoppingJournals(self, root, store, clock=clock)
+        return _StoppingJournals(self, root, store, clock=clock, disk=UnsyncedDisk())
 
 
 class _StoppingJournals(Journals):

@@ -10,6 +10,7 @@ import pytest
 from codeb_mcp.model.access import Role
 from codeb_mcp.model.errors import CodebError, DriverUnavailable, NotFound
 from codeb_mcp.operations.housekeeping import Housekeeper
+from codeb_mcp.registry.store import Change
 from tests.unit.operations.world import World, bounded, principal
 
 ACME = principal(Role.OWNER, "acme")
@@ -316,8 +317,6 @@ async def test_a_project_without_its_slots_document_can_be_deployed_to(world: Wo
         "projects": {"worb": {"ports": {"production": {"blue": 4000, "green": 4001}}, "database": {"name": "worb"}}},
     }
     team = {**teams.doc["teams"]["default"], "projects": ["worb"]}
-    from codeb_mcp.registry.store import Change
-
     await world.services.store.commit(
         [
             Change("ssot", ssot, stored.version),

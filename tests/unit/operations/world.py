@@ -26,6 +26,7 @@ from codeb_mcp.operations.setup import initialise
 from codeb_mcp.operations.state import load_slots
 from codeb_mcp.operations.trail import Trail
 from codeb_mcp.registry.audit import AuditTrail
+from codeb_mcp.registry.disk import Disk
 from codeb_mcp.registry.files import FileStore
 from codeb_mcp.registry.journal import Journals
 from codeb_mcp.registry.limits import RateLimiter
@@ -51,6 +52,20 @@ class StoppedClock:
         self.moment += timedelta(**amount)
 
 
+class UnsyncedDisk(Disk):
+    """No test here pulls the plug, so nothing need wait for the platters."""
+
+    def create(self, path: str, data: bytes, *, durable: bool) -> None:
+        """See `Disk.create`."""
+        super().create(path, data, durable=False)
+
+    def sync_file(self, path: str) -> None:
+        """See `Disk.sync_file`."""
+
+    def sync_folder(self, path: str) -> None:
+        """See `Disk.sync_folder`."""
+
+
 @dataclass
 class PortsInUse:
     """Implements `Ports`: what the test says is listened on."""
@@ -73,7 +88,7 @@ OWNER = principal()
 
 def plain_journals(root: Path, store: FileStore, clock: Callable[[], datetime]) -> Journals:
     """The journals as they are in production."""
-    return Journals(root, store, clock=clock)
+    return Journals(root, store, clock=clock, disk=UnsyncedDisk())
 
 
 class World:
@@ -100,11 +115,11 @@ class World:
     def start(self, make_journals: MakeJournals = plain_journals) -> Services:
         """A new process of the installation, on the same world and folder."""
         load_all()
-        store = FileStore(self.settings.registry, clock=self.clock.now)
+        store = FileStore(self.settings.registry, clock=self.clock.now, disk=UnsyncedDisk())
         registry = Registry(
             store=store,
             journals=make_journals(self.settings.registry, store, self.clock.now),
-            audit=AuditTrail(self.settings.registry),
+            audit=AuditTrail(self.settings.registry, disk=UnsyncedDisk()),
             limiter=RateLimiter(self.settings.run / "limits"),
         )
         drivers = Drivers(
