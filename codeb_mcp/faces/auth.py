@@ -80,11 +80,14 @@ def _split(host: str) -> tuple[str, str | None]:
 class Guard:
     """Lets in what may come in, and hands on caller, body and correlation id in the scope."""
 
-    def __init__(self, app: ASGIApp, services: Services, ring: KeyRing, busy: Mapping[str, ASGIApp]) -> None:
-        """`busy`: applications for POST to exactly these paths, which need no router."""
+    def __init__(
+        self, app: ASGIApp, services: Services, ring: KeyRing, busy: Mapping[str, ASGIApp], leaving: asyncio.Event
+    ) -> None:
+        """`busy`: applications for POST to exactly these paths, which need no router. `leaving` ends all streams."""
         server = services.settings.server
         self._app = app
         self._busy = busy
+        self._leaving = leaving
         self._services = services
         self._ring = ring
         self._doors = Doors(server.allowed_hosts, server.allowed_origins)
@@ -183,15 +186,15 @@ class Guard:
         return PayloadTooLarge(f"the body is larger than {self._limit} bytes", hint="Send a smaller request.")
 
     async def _while_valid(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: _Answering) -> None:
-        """Serve a stream until it ends, the client goes, or the key is no longer valid. Then the stream is told that its
-        client has gone, so that it cleans up as usual."""
+        """Serve a stream until it ends, the client or the server goes, or the key is no longer valid. Then the stream is told
+        that its client has gone, so that it cleans up as usual."""
         invalid = asyncio.Event()
         stream = asyncio.ensure_future(self._app(scope, _until(invalid, receive), send))
         try:
             while not stream.done():
                 await asyncio.wait({stream}, timeout=LOOK_SECONDS)
-                if not stream.done() and not await self._still_valid(scope, headers):
-                    self._services.log.info("a stream was ended: its key is no longer valid", path=scope["path"])
+                if not stream.done() and (self._leaving.is_set() or not await self._still_valid(scope, headers)):
+                    self._services.log.info("a stream was ended", path=scope["path"], leaving=self._leaving.is_set())
                     invalid.set()
                     await asyncio.wait({stream}, timeout=END_SECONDS)
                     break

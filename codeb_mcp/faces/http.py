@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import uvicorn
@@ -198,9 +199,15 @@ class SseEndpoint:
             await self._server.run(read, write, self._server.create_initialization_options())
 
 
-def build_app(services: Services, *, background: Sequence[Any] = (), ring: KeyRing | None = None) -> Starlette:
+def build_app(
+    services: Services,
+    *,
+    background: Sequence[Any] = (),
+    ring: KeyRing | None = None,
+    leaving: asyncio.Event | None = None,
+) -> Starlette:
     """The application on open services. `background`: coroutine functions that run as long as it does; `ring` finds the
-    callers and notes which keys were used."""
+    callers and notes which keys were used; `leaving` ends streams that nobody else would end."""
     metrics = Metrics(services)
     caller = Caller(services, metrics.observe)
     face = Face(parts_of(services, caller), message_sender)
@@ -228,7 +235,13 @@ def build_app(services: Services, *, background: Sequence[Any] = (), ring: KeyRi
     return Starlette(
         lifespan=lifespan,
         middleware=[
-            Middleware(Guard, services=services, ring=ring or KeyRing(), busy={"/api/tool": api.tool, "/mcp": mcp})
+            Middleware(
+                Guard,
+                services=services,
+                ring=ring or KeyRing(),
+                busy={"/api/tool": api.tool, "/mcp": mcp},
+                leaving=leaving or asyncio.Event(),
+            )
         ],
         exception_handlers={HTTPException: _not_served},
         routes=[
@@ -244,6 +257,32 @@ def build_app(services: Services, *, background: Sequence[Any] = (), ring: KeyRi
             Route("/metrics", api.metrics),
         ],
     )
+
+
+class Server(uvicorn.Server):
+    """Ends by returning, so that what was opened around it is closed in order. uvicorn itself raises the signal again,
+    which would end the process at once. A second SIGINT does not wait for requests."""
+
+    def __init__(self, config: uvicorn.Config, leaving: asyncio.Event) -> None:
+        super().__init__(config)
+        self._leaving = leaving
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Listen to SIGTERM and SIGINT for the time of the block."""
+        loop, numbers = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+
+        def asked(number: int) -> None:
+            self._leaving.set()
+            self.handle_exit(number, None)
+
+        for number in numbers:
+            loop.add_signal_handler(number, asked, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
 
 
 def server_config(app: Starlette, settings: Settings) -> uvicorn.Config:
@@ -267,11 +306,11 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Runs that are open then stay open in their journals; the next start takes them up."""
     async with opened(settings) as services:
         forward_library_logs(services.log)
-        ring = KeyRing()
-        app = build_app(services, background=[Housekeeper(services, ring).run], ring=ring)
+        ring, leaving = KeyRing(), asyncio.Event()
+        app = build_app(services, background=[Housekeeper(services, ring).run], ring=ring, leaving=leaving)
         resumed = await services.runs.resume_all()
         where = {"host": settings.server.host, "port": settings.server.port}
         services.log.info("codeb serves", **where, version=__version__, resumed=resumed)
         gc.collect()
         gc.freeze()  # what is there by now stays: the collector need not look at it again and again
-        await uvicorn.Server(server_config(app, settings)).serve()
+        await Server(server_config(app, settings), leaving).serve()

@@ -188,7 +188,7 @@ def failed(error: CodebError, correlation: str) -> dict[str, Any]:
     step = next_step(error)
     return {
         "content": [{"type": "text", "text": f"{text}\n{step}" if step else text}],
-        "structuredContent": {"success": False, "error": {**shown, "nextStep": step}},
+        "structuredContent": {"error": {**shown, "nextStep": step}},
         "isError": True,
         "resultType": "complete",
     }

@@ -15,6 +15,19 @@ from codeb_mcp.model.access import Principal, Reach, Role, in_scope
 from codeb_mcp.operations.catalog import Catalog, Effect, Operation
 
 FILE = Path(__file__).with_name("tools.json")
+ERROR: dict[str, Any] = {
+    "type": "object",
+    "description": "Only when the call failed",
+    "properties": {
+        "code": {"type": "string"},
+        "message": {"type": "string"},
+        "hint": {"type": "string"},
+        "nextStep": {"type": "string"},
+        "retryable": {"type": "boolean"},
+        "correlationId": {"type": "string"},
+    },
+    "required": ["code", "message", "hint"],
+}
 _GROUP = re.compile(r"\(\?P<\w+>")
 ROLE, REACH, ALIASES = "codeb/role", "codeb/reach", "codeb/aliases"
 
@@ -31,7 +44,7 @@ def described(operation: Operation) -> dict[str, Any]:
         "description": operation.description,
         "inputSchema": slim(operation.request.model_json_schema(by_alias=True)),
         # The schema of what we accept is also right for what we send: values that are None are left out of answers.
-        "outputSchema": slim(operation.result.model_json_schema(by_alias=True, mode="validation")),
+        "outputSchema": or_error(slim(operation.result.model_json_schema(by_alias=True, mode="validation"))),
         "annotations": {
             "title": title,
             "readOnlyHint": operation.effect is Effect.READ,
@@ -41,6 +54,14 @@ def described(operation: Operation) -> dict[str, Any]:
         },
         "_meta": meta,
     }
+
+
+def or_error(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a result, or of a failure's details: there are clients that check the structured content of both."""
+    required = {"required": schema.get("required", [])}
+    others = {key: value for key, value in schema.items() if key != "required"}
+    properties = {**schema.get("properties", {}), "error": ERROR}
+    return {**others, "properties": properties, "anyOf": [required, {"required": ["error"]}]}
 
 
 def slim(schema: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -28,10 +29,8 @@ def test_what_json_can_say_is_read_as_it_is(value: Any) -> None:
 
 @given(st.binary(max_size=200))
 def test_anything_else_is_refused_and_nothing_crashes(raw: bytes) -> None:
-    try:
-        parse(raw)
-    except InvalidRequest as error:
-        assert error.hint
+    with contextlib.suppress(InvalidRequest):
+        assert parse(raw) == json.loads(raw)
 
 
 def _nested(depth: int) -> Any:

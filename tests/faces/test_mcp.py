@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 from mcp import MCPError
 
@@ -106,6 +107,17 @@ async def test_a_failure_tells_code_reason_and_next_step(shop: World, era: str) 
     assert error["operationId"] in text
     assert error["correlationId"]
     assert [step["name"] for step in error["steps"]][-1] == "cleanup_container"
+
+
+async def test_what_fails_and_what_succeeds_both_fit_the_output_schema(shop: World, era: str) -> None:
+    async with in_process(shop, shop.keys["default"]["owner"], era) as client:
+        for tool in (await client.list_tools()).tools:
+            assert tool.output_schema is not None
+            assert "error" not in tool.output_schema["properties"] or tool.output_schema["anyOf"]
+            for arguments in ({}, {"unknown": 1}, LIVE):
+                result = await client.call_tool(tool.name, arguments)
+                jsonschema.validate(result.structured_content, tool.output_schema)
+                assert ("error" in result.structured_content) is bool(result.is_error)
 
 
 async def test_a_wrong_parameter_is_named(world: World, era: str) -> None:

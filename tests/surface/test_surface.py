@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import sys
 import tempfile
@@ -52,7 +53,7 @@ def test_a_higher_role_sees_everything_that_a_lower_one_sees() -> None:
     seen: list[set[str]] = []
     for role in Role:
         seen.append(set(json.loads(_file("acme", role.value).read_text())["tools"]))
-    assert all(lower < higher for lower, higher in zip(seen, seen[1:], strict=False))
+    assert all(lower < higher for lower, higher in itertools.pairwise(seen))
 
 
 def test_every_tool_is_worded_for_a_model() -> None:
