@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 from codeb_mcp.model.names import Domain, Environment, HttpPath, ImageRef, Port, Slot
 
 PullPolicy = Literal["always", "missing", "never"]
+Capability = Literal["NET_BIND_SERVICE", "CHOWN", "SETUID", "SETGID", "DAC_OVERRIDE", "FOWNER"]
 StatusCode = Annotated[int, Field(ge=100, le=599)]
 
 
@@ -26,10 +27,12 @@ class HealthCheck(_Settings):
     stored with the slot and used from then on."""
 
     path: HttpPath | None = Field(None, description="Path to GET; without it /health and /api/health are tried")
-    expected_statuses: tuple[StatusCode, ...] = Field((200, 204), min_length=1, max_length=10)
-    interval_seconds: float = Field(1.0, ge=0.05, le=60)
-    timeout_seconds: float = Field(5.0, ge=0.1, le=60)
-    deadline_seconds: float = Field(60.0, ge=1, le=600)
+    expected_statuses: tuple[StatusCode, ...] = Field(
+        (200, 204), min_length=1, max_length=10, description="Statuses that count as healthy"
+    )
+    interval_seconds: float = Field(1.0, ge=0.05, le=60, description="Longest pause between two questions")
+    timeout_seconds: float = Field(5.0, ge=0.1, le=60, description="How long one answer may take")
+    deadline_seconds: float = Field(60.0, ge=1, le=600, description="How long a release may take to get healthy")
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -40,13 +43,15 @@ class HealthCheck(_Settings):
 class Limits(_Settings):
     """What a container may use."""
 
-    memory_mb: int = Field(512, ge=16, le=1_048_576)
-    cpus: float = Field(1.0, ge=0.05, le=512)
-    pids: int = Field(256, ge=8, le=32_768)
+    memory_mb: int = Field(512, ge=16, le=1_048_576, description="Memory in MiB; no swap beyond it")
+    cpus: float = Field(1.0, ge=0.05, le=512, description="Processor time, in cores")
+    pids: int = Field(256, ge=8, le=32_768, description="Processes and threads")
     read_only_root: bool = Field(True, description="Mount the image read-only; /tmp stays writable")
-    tmpfs: tuple[Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]{1,100}$")], ...] = Field(("/tmp",), max_length=8)
-    capabilities: tuple[Literal["NET_BIND_SERVICE", "CHOWN", "SETUID", "SETGID", "DAC_OVERRIDE", "FOWNER"], ...] = ()
-    stop_timeout_seconds: int = Field(15, ge=1, le=300)
+    tmpfs: tuple[Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]{1,100}$")], ...] = Field(
+        ("/tmp",), max_length=8, description="Folders in memory that the app may write to"
+    )
+    capabilities: tuple[Capability, ...] = Field((), description="Kernel rights beyond none at all")
+    stop_timeout_seconds: int = Field(15, ge=1, le=300, description="Time between SIGTERM and SIGKILL")
 
 
 class EnvironmentSettings(_Settings):
