@@ -40,6 +40,7 @@ STREAMS = frozenset({"/mcp", "/sse", "/api/logs/stream"})
 LOOK_SECONDS = 0.5
 END_SECONDS = 2.0
 BODY_SECONDS = 30.0
+KNOWN_HOSTS = 64
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 CALLER, BODY, CORRELATION = "codeb.caller", "codeb.body", "codeb.correlation"
@@ -50,11 +51,19 @@ class Doors:
 
     def __init__(self, hosts: Sequence[str], origins: Sequence[str]) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
+        self._seen: set[str] = set()
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
 
     def host(self, value: str) -> bool:
         """Whether the Host header names us. `name` in the settings allows it without a port, `name:*` with any."""
-        value = value.lower()
+        if value in self._seen:
+            return True
+        ours = self._names_us(value.lower())
+        if ours and len(self._seen) < KNOWN_HOSTS:
+            self._seen.add(value)
+        return ours
+
+    def _names_us(self, value: str) -> bool:
         name, port = _split(value)
         if name in LOCAL:
             return port is None or port.isdecimal()
@@ -252,9 +261,12 @@ async def reply(send: Send, answer: envelope.Reply) -> None:
 
 def _headers(scope: Scope) -> dict[bytes, bytes]:
     """Headers by lower-case name. A name that comes twice is refused where it matters: two hosts or keys are none."""
-    found: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
-        found[name] = found[name] + b", " + value if name in found else value
+    given = scope["headers"]
+    found = dict(given)
+    if len(found) != len(given):
+        found = {}
+        for name, value in given:
+            found[name] = found[name] + b", " + value if name in found else value
     return found
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -32,7 +32,7 @@ def correlation_id(said: str | None) -> str:
     """The caller's own id when it is a harmless one, else a new one."""
     if said and _CORRELATION.fullmatch(said) and redact_text(said) == said:
         return said
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 @dataclass(frozen=True, slots=True)

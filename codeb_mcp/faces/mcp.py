@@ -5,6 +5,7 @@ Nothing here knows an operation by name: the list comes from `tools.json`, a cal
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,8 @@ import anyio
 import mcp.types as t
 from mcp import MCPError
 from mcp.server import CacheHint, Server
-from mcp.server.context import ServerRequestContext
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from pydantic import ValidationError
 
 from codeb_mcp import __version__
 from codeb_mcp.faces.bodies import check
@@ -21,7 +23,7 @@ from codeb_mcp.faces.calls import Caller, Relay, correlation_id, next_step, prob
 from codeb_mcp.faces.resources import Resources
 from codeb_mcp.faces.tools import ToolList
 from codeb_mcp.model.access import Principal
-from codeb_mcp.model.errors import CodebError, UnknownTool
+from codeb_mcp.model.errors import Bug, CodebError, UnknownTool
 from codeb_mcp.model.redaction import clean_text
 from codeb_mcp.operations.context import Event, Services
 from codeb_mcp.operations.invoke import Answer, Call
@@ -76,7 +78,7 @@ class Face:
 
     def server(self) -> Server[Any]:
         """A server of these handlers."""
-        return Server(
+        server: Server[Any] = Server(
             "codeb-deploy",
             version=__version__,
             title="CodeB",
@@ -97,6 +99,8 @@ class Face:
                 "server/discover": CacheHint(ttl_ms=60_000, scope="public"),
             },
         )
+        server.middleware.append(contained)
+        return server
 
     async def list_tools(self, ctx: Context, params: t.PaginatedRequestParams | None) -> Any:
         """The tools that the caller may use; one page."""
@@ -113,9 +117,10 @@ class Face:
     async def call_tool(self, ctx: Context, params: t.CallToolRequestParams) -> Any:
         """Call an operation. A failure is a result that the model can read; an unknown name is a protocol error."""
         arguments = params.arguments or {}
-        correlation = correlation_id(_said_id(ctx))
+        correlation = _given_id(ctx) or correlation_id(None)
         try:
-            check(arguments)
+            if ctx.request is None:
+                check(arguments)  # over HTTP the guard has read them
             caller = await self._who(ctx)
             answer = await self._run(ctx, Call(params.name, arguments, caller, correlation))
         except UnknownTool as unknown:
@@ -149,12 +154,25 @@ def _teller(ctx: Context) -> Callable[[Event], Awaitable[None]]:
     return tell
 
 
-def _said_id(ctx: Context) -> str | None:
-    """The caller's correlation id, which the HTTP guard has checked already."""
+def _given_id(ctx: Context) -> str | None:
+    """The correlation id that the HTTP guard has checked or made."""
     if ctx.request is None:
         return None
     said = ctx.request.scope.get("codeb.correlation")
     return said if isinstance(said, str) else None
+
+
+async def contained(ctx: Context, call_next: CallNext) -> HandlerResult:
+    """What nobody foresaw is logged and told by an id: the SDK would show its text to clients of the older protocol."""
+    try:
+        return await call_next(ctx)
+    except (MCPError, ValidationError):
+        raise
+    except Exception:
+        correlation = _given_id(ctx) or correlation_id(None)
+        logging.getLogger("mcp.codeb").exception("%s crashed (%s)", ctx.method, correlation)
+        hint = f"Look for {correlation} in the server's log."
+        raise refused(Bug("the request crashed", hint=hint), t.INTERNAL_ERROR) from None
 
 
 async def identified(who: Who, ctx: Context) -> Principal:
@@ -165,10 +183,10 @@ async def identified(who: Who, ctx: Context) -> Principal:
         raise refused(error) from None
 
 
-def refused(error: CodebError) -> MCPError:
+def refused(error: CodebError, code: int = t.INVALID_PARAMS) -> MCPError:
     """A failure as a protocol error."""
     shown = problem(error, "")
-    return MCPError(t.INVALID_PARAMS, f"{shown['code']}: {shown['message']}", shown)
+    return MCPError(code, f"{shown['code']}: {shown['message']}", shown)
 
 
 def succeeded(answer: Answer) -> dict[str, Any]:

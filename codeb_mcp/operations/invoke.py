@@ -148,16 +148,17 @@ def invalid(operation: Operation, error: ValidationError) -> InvalidRequest:
 
 
 async def _require_own(services: Services, operation: Operation, caller: Principal, request: Request) -> None:
-    project = getattr(request, "project_name", None)
+    said = vars(request)  # a model looks long for an attribute that it does not have
+    project = said.get("project_name")
     if project is not None:
-        one, several = getattr(request, "environment", None), getattr(request, "environments", ())
+        one, several = said.get("environment"), said.get("environments", ())
         named = [one] if one is not None else list(several)
         require_scope(caller, project, named, changes=operation.effect is not Effect.READ)
         if operation.name != "project_create":
             await require_project(services.store, caller, project)
     elif operation.reach is Reach.PROJECT:
         raise NotFound(f"{operation.name} names no project", hint="Say projectName.")
-    team = getattr(request, "team_id", None)
+    team = said.get("team_id")
     if team is not None and operation.reach is not Reach.PLATFORM:
         require_team(caller, team)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
-from mcp import MCPError
+from mcp import Client, MCPError
 
-from codeb_mcp.faces.mcp import INSTRUCTIONS
+from codeb_mcp.faces.mcp import INSTRUCTIONS, Face, parts_of
 from codeb_mcp.faces.tools import FILE, generate
 from codeb_mcp.model.access import Role
 from codeb_mcp.operations.catalog import CATALOG, Effect, load_all
@@ -191,6 +191,26 @@ async def test_what_is_not_there_or_not_ones_own_is_not_found(shop: World, era: 
             await client.read_resource(uri)
     assert caught.value.error.code == -32602
     assert caught.value.error.message == "Resource not found"
+
+
+async def test_a_crash_of_ours_tells_an_id_and_nothing_else(shop: World, era: str) -> None:
+    async def who(_ctx: Any) -> Any:
+        raise RuntimeError("password=hunter22 at /srv/secret")
+
+    async with Client(Face(parts_of(shop.services), who).server(), mode=era) as client:
+        for call in (
+            client.list_tools(),
+            client.call_tool("slot_list", {}),
+            client.read_resource("codeb://registry/ssot"),
+        ):
+            with pytest.raises(MCPError) as caught:
+                await call
+            assert caught.value.error.code == -32603
+            assert "hunter22" not in str(caught.value.error)
+            assert "/srv/secret" not in str(caught.value.error)
+    logged = shop.log.getvalue()
+    assert "crashed" in logged
+    assert "hunter22" not in logged
 
 
 async def test_a_cursor_that_nobody_gave_out_is_refused(world: World, era: str) -> None:
