@@ -54,12 +54,13 @@ class RunAnswer(Result):
 
 
 def header_of(
-    ctx: Context, kind: str, request: RunRequest, *, team: str, dedupe: str | None, seconds: float
+    ctx: Context, kind: str, request: RunRequest, *, team: str, seconds: float, same: str | None = None
 ) -> RunHeader:
-    """The header of a new run by this caller. `seconds`: its total deadline."""
+    """The header of a new run by this caller. `seconds`: its total deadline; `same` names requests that are one and the
+    same also without an idempotency key."""
     now = ctx.services.drivers.clock.now()
-    if request.idempotency_key:
-        dedupe = f"key:{ctx.caller.team}:{kind}:{request.idempotency_key}"
+    key = f"key:{ctx.caller.team}:{kind}:{request.idempotency_key}" if request.idempotency_key else None
+    dedupe = tuple(name for name in (key, same) if name)
     return RunHeader(
         run_id=new_run_id(now),
         kind=kind,

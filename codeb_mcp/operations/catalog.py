@@ -110,6 +110,7 @@ class Operation:
     aliases: tuple[str, ...] = ()
     idempotent: bool = True
     long: bool = False
+    joins: bool = False
 
     @property
     def summary(self) -> str:
@@ -165,7 +166,7 @@ class Catalog(Mapping[str, Operation]):
 CATALOG = Catalog()
 
 
-def operation(
+def operation(  # noqa: PLR0913 - a declaration: each argument is a column of the catalog
     *,
     effect: Effect,
     role: Role,
@@ -173,10 +174,12 @@ def operation(
     aliases: tuple[str, ...] = (),
     idempotent: bool = True,
     long: bool = False,
+    joins: bool = False,
 ) -> Callable[[Handler], Handler]:
     """Declare an operation: name, types and text come from the function itself.
 
-    `long`: it may run for more than a second, so faces offer progress.
+    `long`: it may run for more than a second, so faces offer progress. `joins`: the same request again joins the run of
+    the first, also without an idempotency key.
     """
 
     def declare(handler: Handler) -> Handler:
@@ -193,6 +196,7 @@ def operation(
             aliases=aliases,
             idempotent=idempotent,
             long=long,
+            joins=joins,
         )
         CATALOG.add(declared)
         return handler

@@ -61,6 +61,7 @@ class DeployResult(RunAnswer):
     aliases=("deploy_project",),
     idempotent=False,
     long=True,
+    joins=True,
 )
 async def deploy(ctx: Context, request: DeployRequest) -> DeployResult:
     """Deploy an image to the idle slot of an environment and prove it healthy.
@@ -74,7 +75,7 @@ async def deploy(ctx: Context, request: DeployRequest) -> DeployResult:
     await ensure_environment(ctx.services, request.project_name, request.environment)
     request = request.model_copy(update={"image": image, "version": version})
     same = f"deploy:{request.project_name}:{request.environment}:{version}:{image}:{request.auto_promote}"
-    header = header_of(ctx, "deploy", request, team=project.team_id, dedupe=same, seconds=DEPLOY_SECONDS)
+    header = header_of(ctx, "deploy", request, team=project.team_id, seconds=DEPLOY_SECONDS, same=same)
     view = await run_to_answer(ctx, header, wait=request.wait)
     return deploy_result(ctx.services, view)
 
@@ -238,7 +239,7 @@ async def promote(ctx: Context, request: PromoteRequest) -> PromoteResult:
     is taken back and the answer says so. The former version stays warm for the grace period: rollback returns to it.
     """
     project = await load_project(ctx.store, request.project_name)
-    header = header_of(ctx, "promote", request, team=project.team_id, dedupe=None, seconds=SWITCH_SECONDS)
+    header = header_of(ctx, "promote", request, team=project.team_id, seconds=SWITCH_SECONDS)
     view = await run_to_answer(ctx, header, wait=request.wait)
     return PromoteResult(
         **common(view, _switch_message(view)), **_switch_facts(ctx.services, view), new_version=fact(view, "newVersion")
@@ -273,7 +274,7 @@ async def rollback(ctx: Context, request: RollbackRequest) -> RollbackResult:
     Needs neither the image registry nor the version that is live now. The version that was live goes into grace.
     """
     project = await load_project(ctx.store, request.project_name)
-    header = header_of(ctx, "rollback", request, team=project.team_id, dedupe=None, seconds=SWITCH_SECONDS)
+    header = header_of(ctx, "rollback", request, team=project.team_id, seconds=SWITCH_SECONDS)
     view = await run_to_answer(ctx, header, wait=request.wait)
     return RollbackResult(
         **common(view, _switch_message(view)),

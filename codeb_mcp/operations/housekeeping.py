@@ -107,7 +107,7 @@ class Housekeeper:
             environment=slots.environment.value,
             created_at=now,
             correlation_id=new_run_id(now),
-            dedupe=None,
+            dedupe=(),
             deadline_seconds=900,
         )
         try:

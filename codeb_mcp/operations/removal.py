@@ -66,7 +66,7 @@ async def project_delete(ctx: Context, request: ProjectDeleteRequest) -> Project
         )
     project = await load_project(ctx.store, request.project_name)
     run = _DeleteRun(project_name=request.project_name, environment=Environment.PRODUCTION, wait=request.wait)
-    header = header_of(ctx, "project_delete", run, team=project.team_id, dedupe=None, seconds=DELETE_SECONDS)
+    header = header_of(ctx, "project_delete", run, team=project.team_id, seconds=DELETE_SECONDS)
     header = replace(header, environment=None)
     view = await run_to_answer(ctx, header, wait=request.wait)
     ports = sorted(port for pair in project.ports.values() for port in (pair.blue, pair.green))

@@ -154,7 +154,7 @@ async def _mend(ctx: Context, one: Drift) -> RepairRow:
             slot=one.slot,
             subject=one.subject,
         )
-        header = header_of(ctx, "repair", run, team=ctx.caller.team, dedupe=None, seconds=REPAIR_SECONDS)
+        header = header_of(ctx, "repair", run, team=ctx.caller.team, seconds=REPAIR_SECONDS)
         view = await ctx.services.runs.start(header)
         await ctx.services.runs.wait(view.header.run_id, ctx.progress)
     except CodebError as error:

@@ -7,10 +7,8 @@ any process of this installation can look at it, cancel it, or take it over afte
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
 from codeb_mcp.model.errors import (
@@ -27,12 +25,11 @@ from codeb_mcp.model.machines import machine_to_json
 from codeb_mcp.model.names import Environment, lease_name
 from codeb_mcp.operations.context import Progress, Services, unheard
 from codeb_mcp.operations.driving import CANCELLED, POLL_SECONDS, Life, plan_document
+from codeb_mcp.operations.requests import begun_by, remember, same_request
 from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.journal import Journal
 from codeb_mcp.registry.leases import held_by
-from codeb_mcp.registry.store import Change, Lease
-
-JOIN_WINDOW = timedelta(hours=1)
+from codeb_mcp.registry.store import Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ class Runs:
             await self._settle(header, lease)
             plan = await PLANNERS[header.kind](self.services, header)
             # Before the journal: a key that names a run that never began is harmless, a run that nobody can join is not.
-            await self._remember(header)
+            await remember(self.services, header, header.run_id)
             journal = await self._begin(header, lease, plan)
         except BaseException:
             await self.services.store.release(lease)
@@ -141,12 +138,19 @@ class Runs:
         return await self.services.registry.journals.create(header, lease.fence, plan=document, first=first)
 
     async def _joinable(self, header: RunHeader) -> RunView | None:
-        """The earlier run of the same request, if it is to be joined. Raises Conflict for a key of another request."""
-        journal = await self._remembered(header.dedupe)
-        if journal is None or header.dedupe is None:
-            return None
-        keyed = header.dedupe.startswith("key:")
-        if keyed and not _same(journal.header, header):
+        """The earlier run of the same request, if it is to be joined: by its idempotency key, else by what it asks for.
+        Raises Conflict for a key of another request."""
+        for name in header.dedupe:
+            journal = await begun_by(self.services, name)
+            view = await self._to_join(name, header, journal) if journal else None
+            if view is not None:
+                await remember(self.services, header, view.header.run_id)
+                return view
+        return None
+
+    async def _to_join(self, name: str, header: RunHeader, journal: Journal) -> RunView | None:
+        keyed = name.startswith("key:")
+        if keyed and not same_request(journal.header, header):
             said, earlier = "this idempotency key belongs to another request", journal.header.run_id
             raise Conflict(said, hint="Use a new key for a new request.", operationId=earlier)
         view = self.view(journal, joined=True)
@@ -158,18 +162,6 @@ class Runs:
             return None
         stands = STILL_STANDS.get(header.kind)
         return view if stands is None or await stands(self.services, journal.header, view.result) else None
-
-    async def _remembered(self, dedupe: str | None) -> Journal | None:
-        """The journal of the run that this request began within the last hour."""
-        stored = await self.services.store.get(_dedupe_key(dedupe)) if dedupe else None
-        if stored is None:
-            return None
-        if datetime.fromisoformat(stored.doc["createdAt"]) + JOIN_WINDOW < self.services.drivers.clock.now():
-            return None
-        try:
-            return await self.services.registry.journals.open(stored.doc["runId"])
-        except NotFound:
-            return None
 
     async def _rejoined(self, view: RunView) -> RunView:
         """An open run that nobody drives any more is taken up again before somebody waits for it."""
@@ -193,18 +185,10 @@ class Runs:
             except NotFound:
                 await asyncio.sleep(0.05)
                 continue
-            if holder.header.dedupe != header.dedupe:
+            if set(holder.header.dedupe).isdisjoint(header.dedupe):
                 break
             return self.view(holder, joined=True)
         raise held
-
-    async def _remember(self, header: RunHeader) -> None:
-        if header.dedupe is None:
-            return
-        key = _dedupe_key(header.dedupe)
-        stored = await self.services.store.get(key)
-        doc = {"runId": header.run_id, "createdAt": header.created_at.isoformat(), "kind": header.kind}
-        await self.services.store.commit([Change(key, doc, stored.version if stored else 0)])
 
     async def _require_alone(self, header: RunHeader) -> None:
         """Runs of a whole project and runs of its environments exclude each other: both take their own lease first and
@@ -388,13 +372,3 @@ def shown_step(step: Mapping[str, Any]) -> dict[str, Any]:
     if step.get("error"):
         return {**shown, "error": step["error"]["message"]}
     return {**shown, "output": step["says"]} if step.get("says") else shown
-
-
-def _same(one: RunHeader, other: RunHeader) -> bool:
-    """Whether both ask for the same thing; whether the caller waits for it does not matter."""
-    asked = [{name: value for name, value in header.request.items() if name != "wait"} for header in (one, other)]
-    return (one.project, one.environment) == (other.project, other.environment) and asked[0] == asked[1]
-
-
-def _dedupe_key(dedupe: str) -> str:
-    return "idempotency/" + hashlib.sha256(dedupe.encode()).hexdigest()

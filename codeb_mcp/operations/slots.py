@@ -130,7 +130,7 @@ async def slot_cleanup(ctx: Context, request: SlotCleanupRequest) -> SlotCleanup
     never touched.
     """
     project = await load_project(ctx.store, request.project_name)
-    header = header_of(ctx, "slot_cleanup", request, team=project.team_id, dedupe=None, seconds=900)
+    header = header_of(ctx, "slot_cleanup", request, team=project.team_id, seconds=900)
     view = await run_to_answer(ctx, header, wait=request.wait)
     cleaned = fact(view, "facts", "empty_slot", "slot")
     message = f"slot {cleaned} is empty" if view.status == "succeeded" else f"operation {view.header.run_id} is running"

@@ -31,7 +31,7 @@ class RunHeader:
     environment: str | None
     created_at: datetime
     correlation_id: str
-    dedupe: str | None = None
+    dedupe: tuple[str, ...] = ()
     deadline_seconds: float = field(default=600.0)
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class RunHeader:
             "environment": self.environment,
             "createdAt": self.created_at.isoformat(),
             "correlationId": self.correlation_id,
-            "dedupe": self.dedupe,
+            "dedupe": list(self.dedupe),
             "deadlineSeconds": self.deadline_seconds,
         }
 
@@ -66,7 +66,7 @@ class RunHeader:
             environment=doc["environment"],
             created_at=datetime.fromisoformat(doc["createdAt"]),
             correlation_id=doc["correlationId"],
-            dedupe=doc["dedupe"],
+            dedupe=tuple(doc["dedupe"] or ()),
             deadline_seconds=float(doc["deadlineSeconds"]),
         )
 

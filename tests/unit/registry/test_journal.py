@@ -45,7 +45,7 @@ class World:
             "environment": "staging",
             "created_at": self.clock(),
             "correlation_id": "c1",
-            "dedupe": "d1",
+            "dedupe": ("d1",),
             "deadline_seconds": 170.0,
         }
         return RunHeader(**{**known, **changes})
