@@ -23,6 +23,22 @@ IMAGE_PATTERN = (
 )
 
 
+HTTP_PATH_PATTERN = r"^/[A-Za-z0-9._~/%?&=-]{0,200}$"
+DISPLAY_PATTERN = r"^\w([\w .@+-]{0,78}[\w.@+-])?$"
+IDENTIFIER_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+KEY_PATTERN = r"^[A-Za-z0-9_:.-]{1,128}$"
+PATTERNS = {
+    PROJECT_PATTERN: "must be 1 to 40 lower-case letters, digits and hyphens, beginning with a letter or digit",
+    VERSION_PATTERN: "must be 1 to 128 letters, digits, dots, hyphens and underscores, like a tag",
+    IMAGE_PATTERN: "must be an image reference like ghcr.io/acme/shop:v2",
+    HTTP_PATH_PATTERN: "must be a path like /health",
+    DISPLAY_PATTERN: "must be 1 to 80 letters, digits, spaces and . @ + - _",
+    IDENTIFIER_PATTERN: "must be 1 to 64 letters, digits, hyphens and underscores",
+    KEY_PATTERN: "must be 1 to 128 letters, digits and _ : . -",
+}
+"""What each pattern asks for, in words for people."""
+
+
 class Environment(StrEnum):
     """One isolated copy of a project."""
 
@@ -47,6 +63,8 @@ def _full_domain(value: str) -> str:
     labels = value.split(".")
     if len(labels) < 2 or not all(re.fullmatch(LABEL_PATTERN, label) for label in labels):
         raise ValueError("must be a full domain name of lower-case labels, like shop.example.com")
+    if labels[-1].isdigit():
+        raise ValueError("must be a name, not an address")
     return value
 
 
@@ -69,10 +87,10 @@ TeamId = Annotated[str, StringConstraints(pattern=PROJECT_PATTERN, max_length=40
 Version = Annotated[str, StringConstraints(pattern=VERSION_PATTERN, max_length=128)]
 ImageRef = Annotated[str, StringConstraints(pattern=IMAGE_PATTERN, max_length=400)]
 Domain = Annotated[str, StringConstraints(max_length=253), AfterValidator(_full_domain)]
-HttpPath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9._~/%?&=-]{0,200}$"), AfterValidator(_plain_path)]
-DisplayName = Annotated[str, StringConstraints(pattern=r"^\w([\w .@+-]{0,78}[\w.@+-])?$", max_length=80)]
-Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$", max_length=64)]
-IdempotencyKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_:.-]{1,128}$", max_length=128)]
+HttpPath = Annotated[str, StringConstraints(pattern=HTTP_PATH_PATTERN), AfterValidator(_plain_path)]
+DisplayName = Annotated[str, StringConstraints(pattern=DISPLAY_PATTERN, max_length=80)]
+Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER_PATTERN, max_length=64)]
+IdempotencyKey = Annotated[str, StringConstraints(pattern=KEY_PATTERN, max_length=128)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 

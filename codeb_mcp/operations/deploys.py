@@ -67,7 +67,9 @@ async def deploy(ctx: Context, request: DeployRequest) -> DeployResult:
     """Deploy an image to the idle slot of an environment and prove it healthy.
 
     Live traffic is not touched: promote does that. A failed deploy leaves the old version serving and the idle slot empty.
-    Repeating the same project, environment, version and image within an hour joins the earlier run.
+    Repeating the same project, environment, version and image within an hour joins the earlier run, also when the tag
+    was pushed anew: give another version to deploy it again. With autoPromote a release that cannot be promoted stays in
+    its slot.
     """
     project = await load_project(ctx.store, request.project_name)
     image, version = what_to_run(request, project)
@@ -190,6 +192,11 @@ def deploy_result(services: Services, view: RunView) -> DeployResult:
         where = f"{view.header.project} {view.header.environment}"
         message = f"{fact(view, 'version')} stands healthy in slot {slot} of {where}"
         message += " and has the traffic" if promoted else "; promote sends it the traffic"
+        if view.joined:
+            # What has happened to the slot since is for slot_status to say; nothing was pulled again.
+            message = (
+                f"the same request was made before: {fact(view, 'version')} was deployed to slot {slot} of {where}"
+            )
     return DeployResult(
         **common(view, message, warnings),
         slot=slot,

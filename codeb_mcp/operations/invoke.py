@@ -14,6 +14,7 @@ from pydantic_core import to_json
 
 from codeb_mcp.model.access import Principal, Reach, in_scope
 from codeb_mcp.model.errors import Bug, CodebError, Forbidden, InvalidRequest, NotFound, RateLimited
+from codeb_mcp.model.names import PATTERNS
 from codeb_mcp.model.plain import DEEPEST, is_bottomless, keepable
 from codeb_mcp.model.redaction import clean_text, redact, redact_text, secret_fields
 from codeb_mcp.operations.catalog import ANSWER_LIMIT, CATALOG, Effect, Operation, Page, Request, Result
@@ -129,7 +130,12 @@ def validated(operation: Operation, arguments: Mapping[str, Any]) -> Request:
         said = f"{fields[0]['field']}: looks like a secret"
         raise InvalidRequest(said, hint="Leave secrets out of calls.", fields=fields)
     try:
-        return operation.request.model_validate(dict(arguments), by_alias=True, by_name=False)
+        text = to_json(arguments)
+    except (ValueError, TypeError):
+        raise InvalidRequest("params: are not JSON", hint="Send plain JSON values as UTF-8.") from None
+    try:
+        # By way of JSON because its strict rules are those callers expect: no number in a string, no true for 1.
+        return operation.request.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise invalid(operation, error) from None
 
@@ -138,13 +144,22 @@ def invalid(operation: Operation, error: ValidationError) -> InvalidRequest:
     """All problems of a request, each with its field."""
     known = sorted(field.alias or name for name, field in operation.request.model_fields.items())
     fields = []
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
+    for item in error.errors(include_url=False, include_input=False):
         field = clean_text(".".join(str(part) for part in item["loc"]).replace("\n", " "), limit=100) or "params"
-        problem = "unknown parameter" if item["type"] == "extra_forbidden" else item["msg"]
+        problem = _in_words(item)
         fields.append({"field": field, "problem": problem})
     shown = "; ".join(f"{item['field']}: {item['problem']}" for item in fields[:5])
     hint = f"{operation.name} takes {', '.join(known)}." if known else f"{operation.name} takes no parameters."
     return InvalidRequest(shown, hint=hint, fields=fields[:20])
+
+
+def _in_words(item: Any) -> str:
+    """What is wrong with one value, for a person: patterns are explained, not shown."""
+    if item["type"] == "extra_forbidden":
+        return "unknown parameter"
+    if item["type"] == "string_pattern_mismatch":
+        return PATTERNS.get(item["ctx"]["pattern"], "has characters that are not allowed here")
+    return str(item["msg"]).removeprefix("Value error, ")
 
 
 async def _require_own(services: Services, operation: Operation, caller: Principal, request: Request) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from codeb_mcp.model.access import Reach, Role
-from codeb_mcp.model.errors import Conflict, InvalidRequest
+from codeb_mcp.model.errors import Conflict, InvalidRequest, NotFound
 from codeb_mcp.model.names import Domain, Environment, ImageRef, Port, ProjectName
 from codeb_mcp.model.project import EnvironmentSettings, HealthCheck, Limits, Project, ProjectSettings, PullPolicy
 from codeb_mcp.model.slot import Slots
@@ -47,7 +47,9 @@ class ProjectUpdateRequest(SettingsRequest):
 
     project_name: ProjectName = Field(description="Project")
     environment: Environment | None = Field(None, description="Environment that domain and graceHours are for")
-    domain: Domain | None = Field(None, description="Public host name of that environment")
+    domain: Domain | None = Field(
+        None, description="Public host name of that environment; null goes back to the default one"
+    )
     grace_hours: float | None = Field(None, ge=0, le=720, description="How long its former slot stays warm")
     drain_seconds: float | None = Field(None, ge=0, le=600, description="How long its slot may finish requests")
 
@@ -173,10 +175,28 @@ async def project_update(ctx: Context, request: ProjectUpdateRequest) -> Project
     """
     if request.model_fields_set & set(SettingsRequest.model_fields):
         require_all_environments(ctx.caller)
-    said = {
-        name: value
+    said = _said_of_environment(request)
+
+    def change(doc: Document | None) -> Document | None:
+        changed = _changed(doc, request, said)
+        if "domain" in said and request.environment:
+            require_free_hosts(ctx.services.settings, changed["projects"], request.project_name, [request.environment])
+        return changed
+
+    await update(ctx.store, "ssot", change)
+    environments = [request.environment] if "domain" in said and request.environment else []
+    warnings = await publish_routes(ctx.services, request.project_name, environments)
+    result = await describe(ctx.services, request.project_name)
+    return result.model_copy(update={"warnings": warnings})
+
+
+def _said_of_environment(request: ProjectUpdateRequest) -> dict[str, Any]:
+    """What the request says of its environment; a domain of null takes the chosen one back. Raises InvalidRequest when it
+    says nothing at all, or does not say of which environment."""
+    said: dict[str, Any] = {
+        name: getattr(request, name)
         for name in ("domain", "grace_hours", "drain_seconds")
-        if (value := getattr(request, name)) is not None
+        if name in request.model_fields_set and (name == "domain" or getattr(request, name) is not None)
     }
     if said and request.environment is None:
         raise InvalidRequest(
@@ -184,18 +204,9 @@ async def project_update(ctx: Context, request: ProjectUpdateRequest) -> Project
             hint="Say which environment.",
             fields=[{"field": "environment", "problem": "is missing"}],
         )
-
-    def change(doc: Document | None) -> Document | None:
-        changed = _changed(doc, request, said)
-        if request.domain and request.environment:
-            require_free_hosts(ctx.services.settings, changed["projects"], request.project_name, [request.environment])
-        return changed
-
-    await update(ctx.store, "ssot", change)
-    environments = [request.environment] if request.domain and request.environment else []
-    warnings = await publish_routes(ctx.services, request.project_name, environments)
-    result = await describe(ctx.services, request.project_name)
-    return result.model_copy(update={"warnings": warnings})
+    if not said and not request.model_fields_set & set(SettingsRequest.model_fields):
+        raise InvalidRequest("nothing to change was given", hint="Give at least one setting.", fields=[])
+    return said
 
 
 def _changed(doc: Document | None, request: ProjectUpdateRequest, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,6 +216,12 @@ def _changed(doc: Document | None, request: ProjectUpdateRequest, said: Mapping[
         raise Conflict("the project was deleted meanwhile", hint="Create it again.")
     project = parse_project(request.project_name, entry)
     settings = _merged(project.settings, request)
+    if request.environment is not None and request.environment not in project.ports:
+        raise NotFound(
+            f"{request.project_name} has no {request.environment} environment",
+            hint="Add it with project_create and environments.",
+            environment=request.environment.value,
+        )
     if said and request.environment is not None:
         settings = _with_environment(settings, request.environment, said)
     changed = settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)

@@ -21,7 +21,7 @@ def require_free_hosts(
     other environment. `projects` is that part of `ssot` as it is about to be written."""
     preview = settings.preview_domain
     taken = {
-        host: f"project {name}" if name != project else f"the {environment} environment of this project"
+        host: "another project" if name != project else f"the {environment} environment of this project"
         for name, entry in projects.items()
         for environment, host in _hosts(settings, name, entry)
         if name != project or environment not in environments

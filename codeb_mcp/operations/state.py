@@ -88,7 +88,7 @@ async def load_slots(store: StateStore, project: str, environment: Environment) 
     if slots is None:
         raise NotFound(
             f"{project} has no {environment} environment yet",
-            hint=f"Deploy to {environment} once, or add it with project_update.",
+            hint=f"Deploy to {environment} once, or add it with project_create.",
             project=project,
             environment=environment.value,
         )

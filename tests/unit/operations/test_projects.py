@@ -329,3 +329,42 @@ async def test_a_project_without_its_slots_document_can_be_deployed_to(world: Wo
     assert stored is not None
     assert stored.doc["projects"]["worb"]["database"] == {"name": "worb"}
     assert root.exists()
+
+
+async def test_an_update_says_what_is_missing_and_takes_a_domain_back(world: World) -> None:
+    await world.call("project_create", projectName="worb", environments=["production"])
+    empty = await world.refused("invalid_request", "project_update", projectName="worb", environment="production")
+    assert "nothing to change" in empty.message
+    missing = await world.refused(
+        "not_found", "project_update", projectName="worb", environment="preview", graceHours=5
+    )
+    assert "project_create" in missing.hint
+    chosen = {"projectName": "worb", "environment": "production"}
+    changed = await world.call("project_update", **chosen, domain="shop.example.com")
+    assert "shop.example.com" in changed["environments"][0]["url"]
+    back = await world.call("project_update", **chosen, domain=None)
+    assert "worb." in back["environments"][0]["url"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("limit", True), ("limit", "5"), ("limit", 1.5), ("offset", "0"), ("offset", None), ("limit", [5])],
+)
+async def test_a_value_of_another_type_is_refused_by_its_field(world: World, field: str, value: Any) -> None:
+    refusal = await world.refused("invalid_request", "project_list", **{field: value})
+    assert refusal.detail["fields"][0]["field"] == field
+
+
+@pytest.mark.parametrize(
+    "domain", ["127.0.0.1", "shop", "shop.example.1", "*.example.com", "shop..com", "Shop.example.com"]
+)
+async def test_what_is_no_host_name_is_no_domain(world: World, domain: str) -> None:
+    refusal = await world.refused("invalid_request", "project_create", projectName="worb", domain=domain)
+    assert refusal.detail["fields"][0]["field"] == "domain"
+    assert "Value error" not in refusal.message
+
+
+async def test_a_refused_name_is_explained_in_words(world: World) -> None:
+    refusal = await world.refused("invalid_request", "project_create", projectName="Worb!")
+    assert "lower-case letters" in refusal.message
+    assert "[a-z" not in refusal.message

@@ -266,3 +266,16 @@ async def test_a_caller_who_goes_away_cancels_nothing(world: World) -> None:
 async def test_a_second_init_at_the_same_time_makes_one_owner(world: World) -> None:
     ends = await asyncio.gather(*(initialise(world.services) for _ in range(4)))
     assert [end.owner_key for end in ends] == [None] * 4
+
+
+async def test_a_request_with_a_key_joins_the_same_one_without_and_the_other_way_round(world: World) -> None:
+    await world.call("project_create", projectName="worb")
+    image = world.image("v1")
+    first = await world.call("deploy", projectName="worb", image=image, idempotencyKey="one")
+    plain = await world.call("deploy", projectName="worb", image=image)
+    other = await world.call("deploy", projectName="worb", image=image, idempotencyKey="two")
+    assert first["operationId"] == plain["operationId"] == other["operationId"]
+    assert plain["joined"]
+    again = await world.call("deploy", projectName="worb", image=image, idempotencyKey="two")
+    assert again["operationId"] == first["operationId"]
+    assert _starts(world) == 1
