@@ -20,7 +20,7 @@ def parse(raw: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not UTF-8 at byte {error.start}", hint=HINT) from None
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant)
+        value = _DECODER.decode(text)
     except RecursionError:
         raise _too_deep() from None
     except json.JSONDecodeError as error:
@@ -90,3 +90,6 @@ def _said(error: ValueError) -> str:
     """Our own words; Python's (a number of too many digits) are not for callers."""
     text = str(error)
     return "a number has too many digits" if "digits" in text else text
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant)

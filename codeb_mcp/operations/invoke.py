@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -213,9 +214,21 @@ async def _audit(
     took: float,
 ) -> None:
     """Changes are durable before they are answered; reads are written in the background."""
+    at = services.drivers.clock.now()
+    operation_id = facts.get("operationId")
+
+    def make() -> AuditRecord:
+        return _record(operation, call, outcome, at=at, operation_id=operation_id, took=took)
+
+    await services.trail.write(make, durable=operation.effect is not Effect.READ)
+
+
+def _record(
+    operation: Operation, call: Call, outcome: str, *, at: datetime, operation_id: str | None, took: float
+) -> AuditRecord:
     caller = call.caller
-    record = AuditRecord(
-        at=services.drivers.clock.now(),
+    return AuditRecord(
+        at=at,
         actor=caller.name,
         key_id=caller.key_id,
         team=caller.team,
@@ -226,10 +239,9 @@ async def _audit(
         environment=_text(call.arguments.get("environment")),
         arguments=_kept(redact(keepable(call.arguments))),
         correlation_id=call.correlation_id,
-        operation_id=facts.get("operationId"),
+        operation_id=operation_id,
         duration_ms=round(took, 1),
     )
-    await services.trail.write(record, durable=operation.effect is not Effect.READ)
 
 
 def _kept(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from codeb_mcp.model.errors import CodebError
 from codeb_mcp.registry.audit import AuditRecord, AuditTrail
 
+Made = Callable[[], AuditRecord]
 GATHER_SECONDS = 1.0
 GATHER_RECORDS = 200
 
@@ -17,13 +19,14 @@ class Trail:
 
     def __init__(self, audit: AuditTrail) -> None:
         self.audit = audit
-        self._gathered: list[AuditRecord] = []
+        self._gathered: list[Made] = []
         self._timer: asyncio.Task[None] | None = None
         self._order = asyncio.Lock()
 
-    async def write(self, record: AuditRecord, *, durable: bool) -> None:
-        """Add one record; with `durable` it is on the disk when this returns."""
-        self._gathered.append(record)
+    async def write(self, make: Made, *, durable: bool) -> None:
+        """Add the record that `make` answers; with `durable` it is on the disk when this returns. `make` is called by
+        whoever writes, in another thread: masking secrets is not what a reader should wait for."""
+        self._gathered.append(make)
         if durable or len(self._gathered) >= GATHER_RECORDS:
             await self.flush(durable=durable)
         elif self._timer is None or self._timer.done():
@@ -32,13 +35,13 @@ class Trail:
     async def flush(self, *, durable: bool = False) -> None:
         """Write what is gathered."""
         async with self._order:
-            records, self._gathered = self._gathered, []
-            if not records:
+            makers, self._gathered = self._gathered, []
+            if not makers:
                 return
             try:
-                await self.audit.append(records, durable=durable)
+                await self.audit.append_made(lambda: [make() for make in makers], durable=durable)
             except BaseException:
-                self._gathered = [*records, *self._gathered]
+                self._gathered = [*makers, *self._gathered]
                 raise
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,6 +114,10 @@ class AuditTrail:
         """
         if records:
             await asyncio.to_thread(self._append, records, durable)
+
+    async def append_made(self, make: Callable[[], Sequence[AuditRecord]], *, durable: bool) -> None:
+        """The same for records that are made in the thread that writes them."""
+        await asyncio.to_thread(lambda: self._append(make(), durable))
 
     async def page(
         self, *, team: str | None, limit: int, offset: int, **filters: str | None
