@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -126,14 +127,14 @@ async def test_a_trail_that_cannot_be_written_keeps_what_was_gathered(
 ) -> None:
     await world.call("project_list")
     audit = world.services.registry.audit
-    append = audit.append
+    append = audit.append_made
 
-    async def full(records: list[AuditRecord], *, durable: bool) -> None:
+    async def full(make: Callable[[], list[AuditRecord]], *, durable: bool) -> None:
         raise InsufficientStorage("the disk is full")
 
-    monkeypatch.setattr(audit, "append", full)
+    monkeypatch.setattr(audit, "append_made", full)
     await world.refused("insufficient_storage", "audit_list")
-    monkeypatch.setattr(audit, "append", append)
+    monkeypatch.setattr(audit, "append_made", append)
     assert [row["tool"] for row in await _rows(world)] == ["audit_list", "project_list"]
 
 
