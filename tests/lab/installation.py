@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
 import shutil
@@ -88,13 +89,19 @@ class Installation:
         with (self.root / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *module],
-                env={**os.environ, "CODEB_ROOT": str(self.root), "PYTHONUNBUFFERED": "1", **environ},
+                env={**os.environ, "CODEB_ROOT": str(self.root), "CODEB_PORT": str(self.port), **environ},
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
         wait_until(self._answers, 30, "the server does not answer", log=self.root / "server.log")
+
+    def sibling(self, port: int) -> Installation:
+        """A second server on the same registry; the caller serves and stops it."""
+        twin = copy.copy(self)
+        twin.port, twin.process = port, None
+        return twin
 
     def _answers(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
