@@ -28,10 +28,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("codeb")
 
-PARTS = frozenset({"docker", "registry", "caddy", "caddy-debian", "strace", "node"})
+PARTS = frozenset({"docker", "spare-engine", "registry", "caddy", "caddy-debian", "strace", "node"})
 NEEDED_BY_FIXTURE = {
     "engine": {"docker"},
-    "spare_engine": {"docker"},
+    "spare_engine": {"docker", "spare-engine"},
     "registry": {"registry"},
     "locked_registry": {"registry"},
     "sample_images": {"docker", "registry"},
