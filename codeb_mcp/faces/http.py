@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
@@ -37,7 +39,15 @@ from codeb_mcp.faces.mcp import Face, parts_of
 from codeb_mcp.faces.metrics import Metrics
 from codeb_mcp.faces.streams import LogStreams
 from codeb_mcp.model.access import Principal
-from codeb_mcp.model.errors import CodebError, InvalidRequest, NotFound, Unauthenticated, UnknownTool
+from codeb_mcp.model.errors import (
+    CodebError,
+    DriverUnavailable,
+    InvalidRequest,
+    NotFound,
+    Unauthenticated,
+    UnknownTool,
+)
+from codeb_mcp.model.redaction import clean_text
 from codeb_mcp.operations.catalog import CATALOG
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.housekeeping import Housekeeper
@@ -46,10 +56,13 @@ from codeb_mcp.operations.keys import KeyRing
 from codeb_mcp.settings import Settings
 
 GRACEFUL_SECONDS = 10
+LET_GO_SECONDS = 0.1
+BACKLOG = 2048
 SESSION_IDLE_SECONDS = 1800.0
 MAX_SESSIONS = 1000
 LISTS: Mapping[str, str] = {"/api/audit": "audit_list"}
 """GET routes that are an operation with its parameters in the query."""
+BODY_KEYS = frozenset({"tool", "params"})
 
 
 async def message_sender(ctx: ServerRequestContext[Any, Any]) -> Principal:
@@ -63,9 +76,10 @@ async def message_sender(ctx: ServerRequestContext[Any, Any]) -> Principal:
 class Api:
     """The routes beside MCP."""
 
-    def __init__(self, services: Services, caller: Caller, metrics: Metrics) -> None:
+    def __init__(self, services: Services, caller: Caller, metrics: Metrics, leaving: asyncio.Event) -> None:
         self._services = services
         self._caller = caller
+        self._leaving = leaving
         self._metrics = metrics
         self._streams = LogStreams(caller)
         self._started = time.monotonic()
@@ -77,12 +91,9 @@ class Api:
         if not isinstance(name, str) or not name:
             missing = InvalidRequest("Tool name required", hint='Send {"tool": "slot_list", "params": {}}.')
             return await reply(send, envelope.failure(missing, correlation, status=400))
-        params = body.get("params")
-        if params is not None and not isinstance(params, dict):
-            wrong = {"field": "params", "problem": "must be an object"}
-            shape = InvalidRequest("params: must be an object", hint="Send params as an object.", fields=[wrong])
-            return await reply(send, envelope.failure(shape, correlation, tool=name))
-        return await reply(send, await self._answer(Call(name, params or {}, caller, correlation)))
+        if (wrong := _misshapen(body)) is not None:
+            return await reply(send, envelope.failure(wrong, correlation, tool=name))
+        return await reply(send, await self._answer(Call(name, body.get("params") or {}, caller, correlation)))
 
     async def _answer(self, call: Call) -> envelope.Reply:
         started = time.perf_counter()
@@ -93,6 +104,12 @@ class Api:
         except CodebError as error:
             took = (time.perf_counter() - started) * 1000
             return envelope.failure(error, call.correlation_id, tool=call.tool, duration_ms=took)
+        except asyncio.CancelledError:
+            if not self._leaving.is_set():
+                raise
+            # The time for requests to end is over. The caller still is there and gets an answer it can read.
+            ending = DriverUnavailable("the server is ending", hint="Repeat the call when it is back.")
+            return envelope.failure(ending, call.correlation_id, tool=call.tool)
 
     async def listed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A GET route that is an operation."""
@@ -146,6 +163,20 @@ class Api:
         """`GET /metrics`."""
         text = await self._metrics.text(self._services)
         return Response(text, headers={"content-type": self._metrics.content_type})
+
+
+def _misshapen(body: Mapping[str, Any]) -> InvalidRequest | None:
+    """What is wrong around the parameters, which the operation itself checks."""
+    for key in body:
+        if key not in BODY_KEYS:
+            wrong = {"field": clean_text(key, limit=100), "problem": "unknown key"}
+            hint = "The body takes tool and params; parameters of the tool belong into params."
+            return InvalidRequest(f"{wrong['field']}: unknown key", hint=hint, fields=[wrong])
+    params = body.get("params")
+    if params is not None and not isinstance(params, dict):
+        wrong = {"field": "params", "problem": "must be an object"}
+        return InvalidRequest("params: must be an object", hint="Send params as an object.", fields=[wrong])
+    return None
 
 
 def _allowed(caller: Principal) -> list[str]:
@@ -208,7 +239,7 @@ def build_app(
 ) -> Starlette:
     """The application on open services. `background`: coroutine functions that run as long as it does; `ring` finds the
     callers and notes which keys were used; `leaving` ends streams that nobody else would end."""
-    metrics = Metrics(services)
+    metrics, leaving = Metrics(services), leaving or asyncio.Event()
     caller = Caller(services, metrics.observe)
     face = Face(parts_of(services, caller), message_sender)
     limit = services.settings.server.max_body_bytes
@@ -219,7 +250,7 @@ def build_app(
         max_sessions=MAX_SESSIONS,
     )
     sse = SseServerTransport("/messages/", max_request_body_size=limit)
-    api, mcp = Api(services, caller, metrics), StreamableHTTPASGIApp(manager)
+    api, mcp = Api(services, caller, metrics, leaving), StreamableHTTPASGIApp(manager)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -240,7 +271,7 @@ def build_app(
                 services=services,
                 ring=ring or KeyRing(),
                 busy={"/api/tool": api.tool, "/mcp": mcp},
-                leaving=leaving or asyncio.Event(),
+                leaving=leaving,
             )
         ],
         exception_handlers={HTTPException: _not_served},
@@ -302,15 +333,58 @@ def server_config(app: Starlette, settings: Settings) -> uvicorn.Config:
     )
 
 
+def listening(host: str, port: int) -> list[socket.socket]:
+    """Sockets that take connections on every address of the host; raises DriverUnavailable when one is taken."""
+    found: list[socket.socket] = []
+    try:
+        flags = socket.AI_PASSIVE
+        for family, kind, protocol, _, address in dict.fromkeys(
+            socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+        ):
+            found.append(socket.socket(family, kind, protocol))
+            found[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                found[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            found[-1].bind(address)
+            found[-1].listen(BACKLOG)  # at once: a port that is only bound can be bound twice
+    except OSError as error:
+        for listener in found:
+            listener.close()
+        raise DriverUnavailable(
+            f"port {port} of {host} cannot be listened on: {error.strerror}",
+            hint="End what listens there, or choose another port with --port or server.port in codeb.toml.",
+            host=host,
+            port=port,
+        ) from None
+    return found
+
+
+async def let_go(services: Services, leaving: asyncio.Event) -> None:
+    """Once the server is leaving, stop driving its runs, so that calls that wait for them are answered: the runs stay open in
+    their journals. Again and again, because calls that are under way may still begin one."""
+    await leaving.wait()
+    while True:
+        await services.runs.close()
+        await asyncio.sleep(LET_GO_SECONDS)
+
+
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Runs that are open then stay open in their journals; the next start takes them up."""
-    async with opened(settings) as services:
+    """Serve until SIGTERM or SIGINT. Runs that are open then stay open in their journals; the next start takes them up.
+
+    Raises DriverUnavailable, before anything is done, when the address cannot be listened on.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        listeners = listening(settings.server.host, settings.server.port)
+        for listener in listeners:
+            stack.callback(listener.close)
+        services = await stack.enter_async_context(opened(settings))
         forward_library_logs(services.log)
         ring, leaving = KeyRing(), asyncio.Event()
-        app = build_app(services, background=[Housekeeper(services, ring).run], ring=ring, leaving=leaving)
+        letting_go = functools.partial(let_go, services, leaving)
+        app = build_app(services, background=[Housekeeper(services, ring).run, letting_go], ring=ring, leaving=leaving)
         resumed = await services.runs.resume_all()
         where = {"host": settings.server.host, "port": settings.server.port}
         services.log.info("codeb serves", **where, version=__version__, resumed=resumed)
         gc.collect()
         gc.freeze()  # what is there by now stays: the collector need not look at it again and again
-        await Server(server_config(app, settings), leaving).serve()
+        await Server(server_config(app, settings), leaving).serve(listeners)

@@ -139,7 +139,14 @@ class KeyRing:
         taken = services.registry.limiter.take(f"login:{source or 'local'}", limit=allowed, per_seconds=60)
         if not taken.allowed:
             wait = max(1, round(taken.retry_after_seconds))
-            return RateLimited("too many failed logins", hint=f"Wait {wait} seconds.", retryAfter=wait, limit=allowed)
+            return RateLimited(
+                "too many failed logins",
+                hint=f"Wait {wait} seconds.",
+                retryAfter=wait,
+                limit=allowed,
+                remaining=0,
+                reset=taken.reset_at_seconds,
+            )
         return Unauthenticated("invalid API key", hint="Use a key that token_create or codeb init printed.")
 
 

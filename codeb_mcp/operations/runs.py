@@ -294,7 +294,7 @@ class Runs:
         if view.status == "interrupted":
             raise DriverUnavailable(
                 f"run {run_id} could not be brought to an end yet",
-                hint="It is taken up again by itself; look at it with operation_get, or use operation_resume.",
+                hint="It is taken up again by itself. Repeat the call, it joins the run; or look with operation_get.",
                 operationId=run_id,
                 steps=view.steps,
             )

@@ -144,6 +144,8 @@ async def test_guessing_keys_is_slowed_down_without_locking_out_the_right_one(tm
         refused = await made.tool("slot_list", wrong)
         assert refused.json()["error"] == "Rate limit exceeded"
         assert int(refused.headers["retry-after"]) >= 1
+        assert refused.headers["x-ratelimit-remaining"] == "0"
+        assert int(refused.headers["x-ratelimit-reset"]) > 1_600_000_000
         assert (await made.tool("slot_list", world.keys["acme"]["viewer"])).status_code == 200
 
 

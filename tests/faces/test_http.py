@@ -177,6 +177,15 @@ async def test_params_must_be_an_object(served: Served, params: Any) -> None:
     assert reply.json()["details"] == [{"field": "params", "problem": "must be an object"}]
 
 
+async def test_keys_beside_tool_and_params_are_refused_by_name(served: Served) -> None:
+    headers = {"X-API-Key": served.world.keys["acme"]["viewer"]}
+    body = {"tool": "slot_list", "params": {}, "projectName": "shop"}
+    reply = await served.http.post("/api/tool", json=body, headers=headers)
+    assert reply.status_code == 422
+    assert reply.json()["code"] == "invalid_request"
+    assert reply.json()["details"] == [{"field": "projectName", "problem": "unknown key"}]
+
+
 DEEP = b'{"tool":"slot_list","params":' + b'{"a":' * 65 + b"1" + b"}" * 65 + b"}"
 BAD_BODIES = {
     "not JSON": b"{",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import httpx2
 import pytest
 
 from tests.faces.ways import ERAS, Outcome, saying
-from tests.faces.world import World
+from tests.faces.world import PATIENT, World
 from tests.lab.ports import FreePorts
 
 HERE = Path(__file__).parents[2]
@@ -30,17 +31,10 @@ def port() -> Iterator[int]:
 
 
 @asynccontextmanager
-async def _serving(world: World, port: int) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx2.AsyncClient]]:
-    root = world.services.settings.root
-    (root / "codeb.toml").write_text(
-        f'housekeeping_seconds = 3600\n[server]\nport = {port}\n[docker]\nhost = "unix:///nowhere"\n', encoding="utf-8"
-    )
-    keep = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "codeb_mcp", "serve", cwd=HERE,
-        env={**keep, "CODEB_ROOT": str(root), "HOME": str(root.parent)},
-        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+async def _serving(
+    world: World, port: int, program: Sequence[str] = ("codeb_mcp", "serve")
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx2.AsyncClient]]:
+    process = await _started(world, port, program)
     try:
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
             async with asyncio.timeout(SECONDS):
@@ -51,6 +45,19 @@ async def _serving(world: World, port: int) -> AsyncIterator[tuple[asyncio.subpr
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+async def _started(world: World, port: int, program: Sequence[str]) -> asyncio.subprocess.Process:
+    root = world.services.settings.root
+    (root / "codeb.toml").write_text(
+        f'housekeeping_seconds = 3600\n[server]\nport = {port}\n[docker]\nhost = "unix:///nowhere"\n', encoding="utf-8"
+    )
+    keep = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", *program, cwd=HERE,
+        env={**keep, "CODEB_ROOT": str(root), "HOME": str(root.parent)},
+        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
 
 
 async def _healthy(http: httpx2.AsyncClient) -> bool:
@@ -103,5 +110,72 @@ async def test_an_mcp_client_gets_on_after_a_restart(shop: World, port: int, era
     for _ in range(2):
         async with _serving(shop, port):
             answers.append((await ask()).body)
-    assert answers[0] == answers[1]
-    assert answers[0]["activeSlot"] == "blue"
+    # Not the health: there is no engine here, and whether housekeeping has looked already is a matter of time.
+    shown = [(one["activeSlot"], one["data"]["blue"]["version"], one["data"]["green"]["state"]) for one in answers]
+    assert shown == [("blue", "v1", "empty")] * 2
+
+
+SLOW = {"projectName": "slow", "image": "ghcr.io/acme/slow:sick"}
+
+
+async def _under_way(world: World, runs: int) -> list[str]:
+    """The ids of that many runs of the slow project that try to get healthy."""
+    viewer = world.keys["acme"]["viewer"]
+    async with asyncio.timeout(SECONDS):
+        while True:
+            rows = (await world.call("operation_list", viewer, projectName="slow"))["data"]
+            shown = [await world.call("operation_get", viewer, operationId=row["operationId"]) for row in rows]
+            trying = [one for one in shown if one["steps"] and one["steps"][-1]["name"] == "health_check"]
+            if len(trying) == runs:
+                return [one["operationId"] for one in trying]
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_calls_that_wait_for_a_run_are_answered_when_the_server_ends_and_the_next_one_takes_it_up(
+    shop: World, port: int, number: signal.Signals
+) -> None:
+    from mcp import Client
+    from mcp.client.streamable_http import streamable_http_client
+
+    member = {"X-API-Key": shop.keys["acme"]["member"]}
+    await shop.call(
+        "project_create", member["X-API-Key"], projectName="slow", healthCheck={**PATIENT, "deadlineSeconds": 600}
+    )
+    program = ["tests.faces.serve_child"]
+    async with (
+        _serving(shop, port, program) as (process, http),
+        httpx2.AsyncClient(headers=member, timeout=60, trust_env=False) as other,
+        Client(streamable_http_client(f"http://127.0.0.1:{port}/mcp", http_client=other)) as client,
+    ):
+        by_http = asyncio.create_task(http.post("/api/tool", json={"tool": "deploy", "params": SLOW}, headers=member))
+        by_mcp = asyncio.ensure_future(saying(client)("deploy", {**SLOW, "environment": "preview"}))
+        runs = await _under_way(shop, 2)
+        process.send_signal(number)
+        reply, said = await by_http, await by_mcp
+        async with asyncio.timeout(SECONDS):
+            assert await process.wait() == 0
+    body = reply.json()
+    assert (reply.status_code, body["code"], body["retryable"]) == (503, "driver_unavailable", True)
+    assert "Repeat the call, it joins the run" in body["hint"]
+    assert {body["operationId"], said.detail["operationId"]} == set(runs)
+    assert (said.code, said.detail["retryable"]) == ("driver_unavailable", True)
+    async with _serving(shop, port, program) as (_, http):
+        for run_id in runs:
+            call = {"tool": "operation_get", "params": {"operationId": run_id}}
+            assert (await http.post("/api/tool", json=call, headers=member)).json()["status"] == "running"
+        again = await http.post("/api/tool", json={"tool": "deploy", "params": {**SLOW, "wait": False}}, headers=member)
+        assert again.json()["operationId"] == body["operationId"]
+        for run_id in runs:
+            call = {"tool": "operation_cancel", "params": {"operationId": run_id}}
+            assert (await http.post("/api/tool", json=call, headers=member)).status_code == 200
+
+
+async def test_a_port_that_is_taken_is_told_before_anything_is_done(shop: World, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        process = await _started(shop, port, ("codeb_mcp", "serve"))
+        _, said = await asyncio.wait_for(process.communicate(), SECONDS)
+    assert process.returncode == 20
+    assert f"error: port {port} of 127.0.0.1 cannot be listened on" in said.decode()
+    assert "hint: " in said.decode()
+    assert "codeb serves" not in said.decode()
