@@ -31,7 +31,8 @@ def run(argv: Sequence[str], around: Surroundings | None = None) -> int:
     manner = _manner_of(argv)
     try:
         with _usage_errors():
-            ROOT.main(list(argv), prog_name="codeb", standalone_mode=False, obj=around or Surroundings())
+            said = ROOT.main(list(argv), prog_name="codeb", standalone_mode=False, obj=around or Surroundings())
+            return said if isinstance(said, int) else 0
     except Interrupted as left:
         if left.run_id:
             sys.stderr.write(f"run {left.run_id} is left open: codeb operation resume {left.run_id}\n")
@@ -121,12 +122,12 @@ def operation_command(operation: Operation) -> click.Command:
     @click.pass_context
     def body(
         ctx: click.Context, /, *, as_json: bool, connect: str | None, no_color: bool, yes: bool = False, **typed: Any
-    ) -> None:
+    ) -> int:
         arguments = wire_arguments(flags, typed)
         if destroys:
             arguments = confirmed(operation, flags, arguments, yes=yes)
         manner = _manner(as_json=as_json, connect=connect, no_color=no_color)
-        carry_out(Wanted(operation.name, arguments, operation), ctx.obj, manner)
+        return carry_out(Wanted(operation.name, arguments, operation), ctx.obj, manner)
 
     name = command_words(operation.name)[-1]
     command = click.command(name, help=operation.description, short_help=operation.summary, context_settings=WIDTH)(
@@ -241,9 +242,7 @@ ROOT = Root(
 @click.argument("arguments", default="{}", metavar="[JSON]")
 @manner_options
 @click.pass_obj
-def call(
-    around: Surroundings, tool: str, arguments: str, *, as_json: bool, connect: str | None, no_color: bool
-) -> None:
+def call(around: Surroundings, tool: str, arguments: str, *, as_json: bool, connect: str | None, no_color: bool) -> int:
     """Call a tool by its name, with parameters as the wire has them. `-` reads the JSON from stdin.
 
     Sends exactly what is said and asks no questions. Example: codeb call slot_status '{"projectName":"shop"}'
@@ -255,7 +254,7 @@ def call(
     operation = catalog.get(true_name)
     if operation is None and manner.connect is None:
         catalog.find(tool)
-    carry_out(Wanted(tool, said, operation), around, manner)
+    return carry_out(Wanted(tool, said, operation), around, manner)
 
 
 def parsed(text: str) -> dict[str, Any]:

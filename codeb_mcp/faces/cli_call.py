@@ -7,26 +7,25 @@ import contextlib
 import os
 import signal
 import sys
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from codeb_mcp.faces.cli_keys import configured_key
-from codeb_mcp.faces.cli_show import Progress, console, progress, show
-from codeb_mcp.model.errors import CodebError, RateLimited
+from codeb_mcp.faces.cli_show import Progress, Silence, console, progress, show
+from codeb_mcp.model.errors import CodebError
 from codeb_mcp.model.redaction import redact
 
 if TYPE_CHECKING:
-    from codeb_mcp.faces.client import Client
     from codeb_mcp.operations.catalog import Operation
     from codeb_mcp.operations.context import Event, Services
     from codeb_mcp.settings import Settings
 
+Result = TypeVar("Result")
 Open = Callable[["Settings"], AbstractAsyncContextManager["Services"]]
-LOOK_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""Pauses between two looks at a run; the last one repeats."""
+Body = Mapping[str, Any]
+Answered = Callable[[Body], None]
 
 
 def open_installation(settings: Settings) -> AbstractAsyncContextManager[Services]:
@@ -84,22 +83,35 @@ class Interrupted(Exception):
         self.run_id = run_id
 
 
-def carry_out(wanted: Wanted, around: Surroundings, manner: Manner) -> None:
-    """Make the call and print its answer. Raises CodebError; Interrupted after Ctrl-C."""
+def carry_out(wanted: Wanted, around: Surroundings, manner: Manner) -> int:
+    """Make the call, print its answer, and tell the exit code that it stands for. Raises CodebError; Interrupted after
+    Ctrl-C."""
     display = progress(quiet=manner.json or not wanted.long, color=manner.color)
     heard = Heard(display)
 
-    def answer(body: Mapping[str, Any]) -> None:
-        display.close()
+    def answer(body: Body) -> None:
+        heard.close()
         print_answer(body, manner)
 
-    work = (
-        _remotely(wanted, around, manner, heard, answer) if manner.connect else _locally(wanted, around, heard, answer)
-    )
+    work = _remotely(wanted, around, manner, heard) if manner.connect else _locally(wanted, around, heard, answer)
     try:
-        asyncio.run(interruptible(work, heard))
+        body = asyncio.run(interruptible(work, heard))
     finally:
-        display.close()
+        heard.close()
+    if body is None:
+        return 0
+    answer(body)  # when everything is closed: a reader that has gone ends this process here
+    return exit_code_of(body, wanted.operation)
+
+
+def exit_code_of(body: Body, operation: Operation | None) -> int:
+    """What the result of the operation says, also when it came from a server."""
+    if operation is None:
+        return 0
+    try:
+        return operation.result.model_validate(dict(body)).exit_code
+    except ValueError:  # a server of another version
+        return 0
 
 
 def print_answer(body: Mapping[str, Any], manner: Manner) -> None:
@@ -123,13 +135,24 @@ class Heard:
     def hear(self, event: Event) -> None:
         """Remember the run and show the news."""
         self.run_id = event.operation_id
-        self.display.hear(event)
+        with self._readers():
+            self.display.hear(event)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        with self._readers():
+            self.display.close()
+
+    @contextlib.contextmanager
+    def _readers(self) -> Iterator[None]:
+        """A reader of the news that has gone must not end the run; nobody is told any more."""
+        try:
+            yield
+        except (SystemExit, BrokenPipeError):
+            self.display = Silence()
 
 
-Answered = Callable[[Mapping[str, Any]], None]
-
-
-async def _locally(wanted: Wanted, around: Surroundings, heard: Heard, answered: Answered) -> None:
+async def _locally(wanted: Wanted, around: Surroundings, heard: Heard, answered: Answered) -> Body | None:
     from codeb_mcp.operations.invoke import Call, invoke
     from codeb_mcp.operations.keys import KeyRing
 
@@ -137,80 +160,46 @@ async def _locally(wanted: Wanted, around: Surroundings, heard: Heard, answered:
     async with around.open(settings) as services:
         caller = await KeyRing().authenticate(services, key, via="cli")
         made = await invoke(services, Call(wanted.tool, wanted.arguments, caller, progress=heard.hear))
-        answered(made.body)
         heard.run_id = made.body.get("operationId") or heard.run_id
-        # A run lives in the process that started it: one that nobody waits for is brought to its end here.
+        if made.body.get("status") != "running":
+            return made.body
+        # Who did not want to wait reads the answer at once. The run lives in the process that started it, so it is brought to
+        # its end here, also when nobody reads.
+        with contextlib.suppress(SystemExit, BrokenPipeError):
+            answered(made.body)
         await services.runs.drain()
+        return None
 
 
-async def _remotely(wanted: Wanted, around: Surroundings, manner: Manner, heard: Heard, answered: Answered) -> None:
+async def _remotely(wanted: Wanted, around: Surroundings, manner: Manner, heard: Heard) -> Body | None:
+    from codeb_mcp.faces.cli_remote import Remote
     from codeb_mcp.faces.client import connected
 
     async with connected(manner.connect or "", configured_key(around.environ)) as client:
-        watched = followed(wanted) if not manner.json else None
-        if watched is None:
-            answered(await client.call(wanted.tool, wanted.arguments))
-            return
-        await _follow(client, watched, heard)
-        body = await client.call(watched.tool, watched.arguments)
-        if "idempotencyKey" not in wanted.arguments:
-            body.pop("joined", None)
-        answered(body)
+        return await Remote(client, heard.hear).answer(wanted.tool, wanted.arguments, wanted.operation)
 
 
-def followed(wanted: Wanted) -> Wanted | None:
-    """The call with a key of its own, so that it can be started, watched, and then asked for its end without starting a
-    second run; None when it does not wait or cannot be joined."""
-    fields = wanted.operation.request.model_fields if wanted.operation else {}
-    if not wanted.long or "idempotency_key" not in fields or wanted.arguments.get("wait") is False:
-        return None
-    return replace(wanted, arguments={"idempotencyKey": f"cli:{uuid.uuid4().hex}", **wanted.arguments})
-
-
-async def _follow(client: Client, wanted: Wanted, heard: Heard) -> None:
-    """Start the run and show its steps until it has ended, in whatever way."""
-    state = await client.call(wanted.tool, {**wanted.arguments, "wait": False})
-    run_id, shown, looks = str(state.get("operationId") or ""), 0, 0
-    heard.run_id = run_id or None
-    while run_id:
-        steps = [step for step in state.get("steps", []) if isinstance(step, Mapping)]
-        for number, step in enumerate(steps[shown:], start=shown + 1):
-            heard.hear(_event(run_id, number, step))
-        shown = len(steps)
-        if state.get("status") != "running":
-            return
-        await asyncio.sleep(LOOK_SECONDS[min(looks, len(LOOK_SECONDS) - 1)])
-        looks += 1
-        with contextlib.suppress(RateLimited):
-            state = await client.call("operation_get", {"operationId": run_id})
-
-
-def _event(run_id: str, number: int, step: Mapping[str, Any]) -> Event:
-    """A step of a run as news; how many there will be is not known from here."""
-    from codeb_mcp.operations.context import Event
-
-    words = str(step.get("error") or step.get("output") or "")
-    return Event(run_id, str(step.get("name")), "failed" if step.get("error") else "started", number, 0, None, words)
-
-
-async def interruptible(work: Coroutine[Any, Any, None], heard: Heard) -> None:
+async def interruptible(work: Coroutine[Any, Any, Result], heard: Heard) -> Result:
     """Do the work. The first Ctrl-C says how to go on with a run that is under way, the second one leaves it open."""
     task = asyncio.ensure_future(work)
-    pressed = 0
+    pressed, left = 0, False
 
     def press() -> None:
-        nonlocal pressed
+        nonlocal pressed, left
         pressed += 1
         if pressed == 1 and heard.run_id is not None:
             said = f"run {heard.run_id} goes on; press Ctrl-C again to leave it open, and take it up later with"
             sys.stderr.write(f"\n{said}\n  codeb operation resume {heard.run_id}\n")
             return
+        left = True
         task.cancel()
 
     async with _listening(press):
         try:
-            await task
+            return await task
         except asyncio.CancelledError:
+            if not left:
+                raise
             raise Interrupted(heard.run_id) from None
 
 

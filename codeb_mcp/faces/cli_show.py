@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from codeb_mcp.faces.cli_flags import words
 from codeb_mcp.model.errors import CodebError
-from codeb_mcp.model.redaction import redact_text
+from codeb_mcp.model.redaction import clean_text, redact_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 HEADLINES = ("summary", "message")
+LOG_LINES = 15
+LINE_SHOWN = 500
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _MOMENT = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?(?:\+00:00|Z)")
 _DIGEST = re.compile(r"\b(sha256:[0-9a-f]{12})[0-9a-f]{52}\b")
@@ -169,14 +171,31 @@ def _blocks(columns: Mapping[str, list[str]], out: Console) -> None:
 
 
 def show_error(error: CodebError, out: Console) -> None:
-    """`error:` and `hint:`, and for a failed run what each step came to."""
+    """`error:` and `hint:`, and for a failed run what each step came to and what its app said last."""
     out.print(f"error: {text_of(redact_text(error.message))}", style="red", soft_wrap=True)
     if error.hint:
         out.print(f"hint: {text_of(redact_text(error.hint))}", soft_wrap=True)
     steps = error.detail.get("steps")
     for step in steps if isinstance(steps, list) else []:
         if isinstance(step, Mapping) and step.get("error"):
-            out.print(f"  {text_of(step.get('name'))}: {text_of(step['error'])}", soft_wrap=True)
+            out.print(f"  {text_of(step.get('name'))}: {_harmless(step['error'])}", soft_wrap=True)
+    _show_said(error.detail, out)
+
+
+def _show_said(detail: Mapping[str, Any], out: Console) -> None:
+    """The evidence that a hint points to: what the app answered, and its last lines."""
+    if head := detail.get("bodyHead"):
+        out.print(f"body: {_harmless(head)}", soft_wrap=True)
+    lines = detail.get("logs")
+    if isinstance(lines, list) and lines:
+        out.print("logs:")
+        for line in lines[-LOG_LINES:]:
+            out.print(f"  {_harmless(line)}", soft_wrap=True)
+
+
+def _harmless(text: Any) -> str:
+    """Text of an app on one line: no terminal codes, no secrets."""
+    return " ".join(clean_text(text_of(text), limit=LINE_SHOWN).split())
 
 
 class Progress(Protocol):

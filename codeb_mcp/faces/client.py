@@ -73,6 +73,15 @@ def base_url(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{path.rstrip('/')}"
 
 
+class Lost(DriverUnavailable):
+    """The call may have been made, but what it came to did not get here."""
+
+
+def _unreachable(kind: type[DriverUnavailable], base: str, error: Exception) -> DriverUnavailable:
+    hint = "Check the address, and that `codeb serve` runs there."
+    return kind(f"the server at {base} cannot be reached: {type(error).__name__}", hint=hint)
+
+
 class Client:
     """Calls tools of one server with one key."""
 
@@ -83,22 +92,22 @@ class Client:
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The result as the server's wire has it, without the envelope.
 
-        Raises the same CodebError as a local call; DriverUnavailable when the server cannot be reached.
+        Raises the same CodebError as a local call; DriverUnavailable when the server cannot be reached, Lost when it may
+        have got the call and its answer did not come.
         """
         import httpx2
 
         try:
             answer = await self._http.post("/api/tool", json={"tool": tool, "params": dict(arguments)})
+        except httpx2.ConnectError as error:
+            raise _unreachable(DriverUnavailable, self._base, error) from None
         except (httpx2.ReadTimeout, httpx2.WriteTimeout):
             raise DeadlineExceeded(
                 f"{self._base} did not answer in time",
                 hint="The run may go on there: look with `codeb operation list`.",
             ) from None
         except httpx2.HTTPError as error:
-            raise DriverUnavailable(
-                f"the server at {self._base} cannot be reached: {type(error).__name__}",
-                hint="Check the address, and that `codeb serve` runs there.",
-            ) from None
+            raise _unreachable(Lost, self._base, error) from None
         return result_of(answer, self._base)
 
 
@@ -127,7 +136,7 @@ def result_of(answer: Response, base: str) -> dict[str, Any]:
     if body is not None and body.get("success") is False:
         raise error_of(answer.status_code, body)
     hint = "Something between here and the server answered, or the address is not CodeB's."
-    kind = DriverUnavailable if answer.status_code in (502, 503, 504) else DriverRefused
+    kind = Lost if answer.status_code in (502, 503, 504) else DriverRefused
     raise kind(f"{base} answered {answer.status_code} without a CodeB reply", hint=hint)
 
 

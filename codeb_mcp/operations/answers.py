@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -101,8 +102,11 @@ def common(view: RunView, message: str, warnings: list[str] | None = None) -> di
 
 
 async def run_to_answer(ctx: Context, header: RunHeader, *, wait: bool) -> RunView:
-    """Start or join the run; with `wait` answer its end and raise its failure."""
+    """Start or join the run; with `wait` answer its end and raise its failure. Who repeats a call under its own correlation
+    id, because an answer was lost or to see the end, has not joined anybody else's run."""
     view = await ctx.services.runs.start(header)
+    if view.joined and view.header.correlation_id == ctx.correlation_id:
+        view = replace(view, joined=False)
     if not wait:
         if (failed := view.error()) is not None:
             raise failed

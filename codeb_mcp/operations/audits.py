@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from codeb_mcp.model.access import Reach, Role, in_scope
-from codeb_mcp.model.errors import Forbidden
+from codeb_mcp.model.errors import Forbidden, RegistryDamaged
 from codeb_mcp.model.names import Identifier, ProjectName
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context
@@ -50,6 +50,11 @@ class AuditVerifyResult(Result):
     problem: str | None = None
     file: str | None = None
     line: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """That of a damaged registry unless the trail is whole."""
+        return 0 if self.ok else RegistryDamaged.exit_code
 
 
 @operation(effect=Effect.READ, role=Role.ADMIN, reach=Reach.TEAM)

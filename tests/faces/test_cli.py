@@ -161,6 +161,8 @@ def test_a_failed_deploy_says_why_and_exits_with_its_own_code(world: CliWorld) -
     assert said.code == 17
     assert "error: GET /health answered 503" in said.err
     assert "\nhint: " in said.err
+    assert "\nbody: " in said.err
+    assert "\nlogs:\n  " in said.err
     machine = world("deploy", "shop", "--image", "ghcr.io/acme/shop:sick", "--json")
     assert machine.code == 17
     assert (machine.json["success"], machine.json["code"]) == (False, "release_unhealthy")
@@ -359,6 +361,21 @@ def test_the_version_is_the_packages(world: CliWorld) -> None:
 def test_a_list_that_goes_on_says_how(world: CliWorld) -> None:
     world.initialised().with_project()
     assert "go on with --offset 1" in world("slot", "list", "--limit", "1").out
+
+
+def test_bad_news_has_an_exit_code(world: CliWorld) -> None:
+    world.initialised().with_live()
+    assert world("audit", "verify").code == world("health", "check").code == 0
+    world.engine.away = True
+    sick = world("health", "check", "--json")
+    assert (sick.code, sick.json["status"]) == (17, "unhealthy")
+    world.engine.away = False
+    trail = next(path for path in (world.root / "registry" / "audit").rglob("*.jsonl"))
+    text = trail.read_text(encoding="utf-8")
+    trail.write_text(text.replace("project_create", "project_update"), encoding="utf-8")
+    broken = world("audit", "verify", "--json")
+    assert (broken.code, broken.json["ok"]) == (30, False)
+    assert world("call", "audit_verify").code == 30
 
 
 # ── the operator's own commands ─────────────────────────────────────────────────────────────────────────────────

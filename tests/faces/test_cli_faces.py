@@ -54,9 +54,10 @@ class Terminal:
         said = self._capsys.readouterr().out
         assert said.count("\n") == 1, said
         body = json.loads(said)
-        if code == 0:
+        if body.get("success") is not False:
+            bad_news = body.get("status") == "unhealthy" or body.get("ok") is False
+            assert (code != 0) == bad_news, said
             return Outcome(body, text=said)
-        assert body["success"] is False
         assert code == ERRORS[body["code"]].exit_code
         return Outcome({}, body["code"], body["message"], body, said)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +19,9 @@ import pytest
 from codeb_mcp.faces.cli import run
 from codeb_mcp.faces.cli_call import Surroundings
 from codeb_mcp.faces.client import base_url, error_of
+from codeb_mcp.faces.http import build_app
 from codeb_mcp.model.errors import ERRORS, InvalidRequest
-from tests.faces.world import IMPATIENT, Served, open_world, publish, serving
+from tests.faces.world import IMPATIENT, Served, World, open_world, publish, serving
 
 KEY = "codeb_default_viewer_abcdefghijklmnop"
 
@@ -171,3 +175,107 @@ async def test_a_run_that_fails_on_a_server_fails_here(tmp_path: Path, capsys: p
 async def test_a_tool_that_only_the_server_knows_can_be_called(served: Served) -> None:
     assert await _on(served, "call", "slot_stats") == 13
     assert await _on(served, "call", "slot_list", "{}") == 0
+
+
+# ── answers that get lost ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class LosesAnswers:
+    """An application whose first answers to some tools never reach the caller: the connection breaks off instead."""
+
+    def __init__(self, app: Any, tools: list[str]) -> None:
+        self._app = app
+        self.left = tools
+        self.calls: list[dict[str, Any]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        message = await receive()
+        call = json.loads(message.get("body") or b"{}")
+        self.calls.append(call)
+        given = [message]
+
+        async def again() -> Any:
+            return given.pop() if given else await receive()
+
+        async def drop(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                raise ConnectionError("the line is cut")
+
+        if call.get("tool") not in self.left:
+            await self._app(scope, again, send)
+            return
+        self.left.remove(call["tool"])
+        cut = {"type": "http.response.start", "status": 504, "headers": [(b"content-length", b"0")]}
+        with contextlib.suppress(ConnectionError):
+            await self._app(scope, again, drop)
+        await send(cut)
+        await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+async def test_a_run_whose_answers_are_lost_is_joined_and_not_started_again(
+    json_too: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[LosesAnswers] = []
+
+    def losing(services: Any) -> Any:
+        made.append(LosesAnswers(build_app(services), ["deploy", "deploy", "promote", "promote"]))
+        return made[0]
+
+    async with open_world(tmp_path / "codeb") as world, serving(world, losing) as served:
+        publish(world)
+        await world.call("project_create", world.keys["acme"]["member"], projectName="shop", healthCheck=IMPATIENT)
+        assert await _on(served, "deploy", "shop", "--image", "ghcr.io/acme/shop:v1", *json_too) == 0
+        assert "v1 stands healthy" in capsys.readouterr().out
+        assert await _on(served, "promote", "shop", *json_too) == 0
+        assert "v1 in slot blue serves" in capsys.readouterr().out
+        rows = await world.call("operation_list", world.keys["acme"]["member"])
+        assert [row["kind"] for row in rows["data"]] == ["promote", "deploy"]
+    calls = made[0].calls
+    assert made[0].left == []
+    deploys = [call["params"] for call in calls if call["tool"] == "deploy"]
+    promotes = [call["params"]["idempotencyKey"] for call in calls if call["tool"] == "promote"]
+    assert [one for one in deploys if "idempotencyKey" in one] == []
+    assert (len(promotes), len(set(promotes))) == (4, 1)
+
+
+async def test_a_failed_run_is_not_started_again_to_learn_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with open_world(tmp_path / "codeb") as world, serving(world) as served:
+        publish(world)
+        await world.call("project_create", world.keys["acme"]["member"], projectName="shop", healthCheck=IMPATIENT)
+        assert await _on(served, "deploy", "shop", "--image", "ghcr.io/acme/shop:sick") == 17
+        rows = await world.call("operation_list", world.keys["acme"]["member"])
+        assert rows["total"] == 1
+        said = capsys.readouterr().err
+        assert "\nbody: " in said
+        assert "\nlogs:\n  " in said
+
+
+async def test_bad_news_from_a_server_has_an_exit_code(shop: World) -> None:
+    async with serving(shop) as served:
+        assert await _on(served, "health", "check", "shop", "--environment", "production") == 0
+        shop.engine.away = True
+        assert await _on(served, "health", "check") == 17
+        shop.engine.away = False
+
+
+@pytest.mark.parametrize("words", [["slot", "list"], ["audit", "list", "--json"], ["health", "check"]])
+async def test_a_reader_that_has_gone_is_no_interrupt(words: list[str], served: Served) -> None:
+    for _ in range(5):
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "codeb_mcp", *words, "--connect", served.url,
+            env={"PATH": os.environ["PATH"], "HOME": "/nowhere", "CODEB_API_KEY": served.world.keys["acme"]["viewer"]},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout._transport.close()  # type: ignore[attr-defined]
+        said = await asyncio.wait_for(child.stderr.read(), 60)
+        await child.wait()
+        assert child.returncode in (0, 1)
+        assert said == b""
