@@ -7,7 +7,7 @@ document is never written twice between two syncs, so that no generation can out
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
@@ -101,12 +101,11 @@ class _Shared:
     def finish(self) -> None:
         """Make everything that is staged durable and visible; each document may be refused on its own."""
         staged, self._staged = self._staged, {}
-        if len(staged) > 1:  # syncs that run at the same time share the disk's work
-            unveiling = {key: self._folder.syncing.submit(self._unveil, key) for key in staged}
-            wait(unveiling.values())  # all of them, whatever becomes of one: the lock is ours only until we return
-            refused = {key: done.result() for key, done in unveiling.items()}
-        else:
-            refused = {key: self._unveil(key) for key in staged}
+        unsound = self._sync(staged)
+        refused = {key: unsound[key] or self._refusal(self._versions.unveil, key) for key in staged}
+        for key in staged:
+            if refused[key] is not None:
+                self._versions.discard(key)
         visible = {os.path.dirname(self._versions.path(key)) for key in staged if refused[key] is None}
         unsynced = {path: self._refusal(self._folder.disk.sync_folder, path) for path in sorted(visible)}
         for key, (request, item, serials) in staged.items():
@@ -117,12 +116,18 @@ class _Shared:
             self._versions.written(key, serials[key], item)
             request.outcome = serials
 
-    def _unveil(self, key: str) -> CodebError | None:
-        refusal = self._refusal(self._folder.disk.sync_file, self._versions.staged(key))
-        refusal = refusal or self._refusal(self._versions.unveil, key)
-        if refusal is not None:
-            self._versions.discard(key)
-        return refusal
+    def _sync(self, staged: Iterable[str]) -> dict[str, CodebError | None]:
+        """Make what is staged durable, documents and their copies: syncs that run at the same time share the disk's
+        work. Answers per document why not."""
+        files = [(key, path) for key in staged for path in self._versions.staged(key)]
+        sync = self._folder.disk.sync_file
+        others = [(key, self._folder.syncing.submit(self._refusal, sync, path)) for key, path in files[1:]]
+        found = [(key, self._refusal(sync, path)) for key, path in files[:1]]
+        wait([done for _, done in others])  # whatever becomes of one: the lock is ours only until we return
+        refused: dict[str, CodebError | None] = {}
+        for key, refusal in [*found, *((key, done.result()) for key, done in others)]:
+            refused[key] = refused.get(key) or refusal
+        return refused
 
     def _refusal(self, step: Callable[[str], None], name: str) -> CodebError | None:
         try:
@@ -140,7 +145,8 @@ class _Shared:
         if len(items) == 1 and items[0].doc is not None:
             item = items[0]
             self._folder.disk.make_folder(os.path.dirname(versions.path(item.key)), durable=True)
-            versions.stage(item.key, item.content(versions.lineage, serials[item.key]), entries[item.key])
+            serial = serials[item.key]
+            versions.stage(item.key, item.content(versions.lineage, serial), serial, entries[item.key])
             self._staged[item.key] = (request, item, answer)
             return
         if changed:

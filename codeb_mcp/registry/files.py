@@ -138,6 +138,10 @@ class FileStore:
         """
         return await self._write(self._repair.restore, key, serial)
 
+    async def kept(self, key: str) -> list[Document]:
+        """All kept versions of the document that can be read, newest first; its present one is among them."""
+        return await self._read(self._repair.kept, key)
+
     async def replace_damaged(self, key: str, doc: Document) -> int:
         """Put this document in the place of whatever is there, which is put aside; answers the new version."""
         return await self._write(self._repair.replace, key, doc)

@@ -1,7 +1,7 @@
 """The registry's folder: documents as files, changed under one lock, all or nothing. Blocking; used from threads.
 
-How one document is written: link the present version into the generations, write and sync a temporary file, rename it,
-sync the folder. How several are: first an intent file that holds all of them, written the same way; its rename is the
+How one document is written: write and sync a temporary file and, beside it, a copy for the generations; rename the first,
+sync its folder, name the copy. How several are: first an intent file that holds all of them, written the same way; its rename is the
 moment of the commit. Then each document as above, then the intent is removed. Whoever next holds the lock, or reads
 something while an intent is there, finishes it first. Every step of that may be repeated: a document is only written if
 its serial is lower than the one in the intent.
@@ -41,7 +41,7 @@ class RegistryFolder:
         self.versions = Versions(self.root, disk, generations)
         self.intent = Intent(self.versions)
         self._lock_wait_seconds = lock_wait_seconds
-        self.syncing = ThreadPoolExecutor(8, thread_name_prefix="registry-sync")
+        self.syncing = ThreadPoolExecutor(16, thread_name_prefix="registry-sync")
         self._opening = threading.Lock()
 
     def open(self) -> None:

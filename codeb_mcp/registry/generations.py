@@ -1,8 +1,10 @@
 """Former versions of each document, and the memory of deleted ones.
 
-`.generations/<key>/<serial>.json` is a second name (hard link) of each version that was written, the newest ones kept.
-`<serial>.gone` says that this version was the deletion, so that a document created anew goes on counting. A link that
-a power cut took back is made up for by the next commit; it never decides alone whether something was acknowledged.
+`.generations/<key>/<serial>.json` is a copy of each version that was written, the newest ones kept: a file of its own, so
+that what spoils a document in place does not spoil its copy. `<serial>.gone` says that this version was the deletion, so
+that a document created anew goes on counting. The copy is written and synced before the commit, as `.next`, and gets its
+name after it; a name that a power cut took back is made up for by the next commit, and never decides alone whether
+something was acknowledged.
 """
 
 from __future__ import annotations
@@ -11,12 +13,16 @@ import contextlib
 import os
 import re
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 from codeb_mcp.registry.disk import Disk, put
 
 _NAME = re.compile(r"([1-9][0-9]{0,17})\.(json|gone)")
 _FLOOR = ".floor"
+_NEXT = ".next"
+_WITHOUT_COPY = ("idempotency/", "images/")
+"""Documents that are written with every run and worth little: a second name (hard link) is enough for their serial."""
 
 
 class Generation(NamedTuple):
@@ -33,6 +39,7 @@ class Generations:
         self._disk = disk
         self._root = f"{root}/.generations"
         self._keep = keep
+        self._prepared: dict[str, int] = {}
 
     def known(self, key: str) -> list[Generation]:
         """All that are kept, oldest first."""
@@ -51,19 +58,54 @@ class Generations:
         """Where that version is, if it is kept."""
         return f"{self._root}/{key}/{serial}.json"
 
+    def prepare(self, key: str, data: bytes, serial: int) -> None:
+        """Write the copy of the version that is about to be committed, not synced, not counting yet; raises OSError."""
+        self._prepared.pop(key, None)
+        if key.startswith(_WITHOUT_COPY):
+            return
+        path = self._next_path(key)
+        try:
+            self._disk.create(path, data, durable=False)
+        except FileNotFoundError:
+            self._disk.make_folder(os.path.dirname(path), durable=False)
+            self._disk.create(path, data, durable=False)
+        self._prepared[key] = serial
+
+    def prepared(self, key: str) -> list[str]:
+        """The files that `prepare` wrote and that are to be synced before the commit."""
+        return [self._next_path(key)] if key in self._prepared else []
+
+    def discard(self, key: str) -> None:
+        """The version that was prepared will not come."""
+        if self._prepared.pop(key, None) is not None:
+            self._disk.unlink(self._next_path(key))
+
     def add(self, key: str, document: str, serial: int) -> None:
-        """Keep the document as it is now under its serial; raises OSError."""
+        """Keep the version that is committed by now under its serial; raises OSError."""
         target = self.path(key, serial)
+        if self._prepared.pop(key, None) == serial:
+            self._disk.replace(self._next_path(key), target)
+        elif key.startswith(_WITHOUT_COPY):
+            self._link(document, target)
+        elif not os.path.lexists(target):  # whoever committed it died before it could say so
+            self._disk.make_folder(os.path.dirname(target), durable=False)
+            put(self._disk, target, Path(document).read_bytes(), sync=False)
+
+    def add_missing(self, key: str, document: str, serial: int) -> None:
+        """Keep the present version, which is about to be replaced: one that was adopted, or whose name a power cut took.
+        A link is enough, since it will be the only name of that file."""
+        if not os.path.lexists(self.path(key, serial)):
+            self._link(document, self.path(key, serial))
+
+    def _link(self, document: str, target: str) -> None:
         try:
             self._disk.link(document, target)
         except FileNotFoundError:
             self._disk.make_folder(os.path.dirname(target), durable=False)
             self._disk.link(document, target)
 
-    def add_missing(self, key: str, document: str, serial: int) -> None:
-        """Keep the present version before it is replaced: one that was adopted, or whose link a power cut took."""
-        if not os.path.lexists(self.path(key, serial)):
-            self.add(key, document, serial)
+    def _next_path(self, key: str) -> str:
+        return f"{self._root}/{key}/{_NEXT}"
 
     def mark_gone(self, key: str, serial: int) -> None:
         """Remember, durably, that this serial deleted the document; raises OSError."""
@@ -104,6 +146,7 @@ class Generations:
             put(self._disk, self._floor_path(key), str(newest.serial).encode())
         for generation in self.known(key):  # the deletion itself goes last: without it the others would look lost
             self._disk.unlink(f"{folder}/{generation.serial}.{'gone' if generation.gone else 'json'}")
+        self._disk.unlink(self._next_path(key))
         with contextlib.suppress(OSError):
             os.rmdir(folder)
         return True

@@ -75,16 +75,17 @@ class Intent:
         reached = {key: entry.reached if entry else 0 for key, entry in present.items()}
         for item in documents:
             if reached[item["key"]] < item["serial"]:
-                self._apply_one(item["key"], item["text"], present[item["key"]])
+                self._apply_one(item, present[item["key"]])
         for folder in sorted({os.path.dirname(self._versions.path(item["key"])) for item in documents}):
             self._disk.sync_folder(folder)
         for item in documents:
             if reached[item["key"]] <= item["serial"]:
                 self._finish_one(item["key"], item["serial"], item["text"])
 
-    def _apply_one(self, key: str, text: str | None, present: Entry | None) -> None:
+    def _apply_one(self, item: dict[str, Any], present: Entry | None) -> None:
+        key, text = item["key"], item["text"]
         if text is not None:
-            self._versions.write(key, text.encode(), present)
+            self._versions.write(key, text.encode(), item["serial"], present)
             return
         self._versions.keep(key, present)
         self._versions.forget_cached(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,15 +16,19 @@ from codeb_mcp.registry.folder import RegistryFolder, document_keys
 from codeb_mcp.registry.leases import Leases
 from codeb_mcp.registry.store import Change, Document
 
+_SERIAL = re.compile(rb'"serial": ?([1-9][0-9]{0,17})\s*\}\s*$')
+
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing that cannot be trusted. `key` is a document key, or `leases/<name>` for a lease."""
+    """One thing that cannot be trusted. `key` is a document key, or `leases/<name>` for a lease. `reached` is the highest
+    serial that is known to have been written: above `last_good_serial`, changes are lost."""
 
     key: str
     path: str
     problem: str
     last_good_serial: int | None
+    reached: int = 0
 
 
 class Repair:
@@ -56,6 +61,16 @@ class Repair:
                     serial=serial,
                 ) from error
             return self._replace(key, doc)
+
+    def kept(self, key: str) -> list[Document]:
+        """All kept versions that can be read, newest first."""
+        with self._folder.locked(f"look at {check_key(key)}"):
+            versions = self._folder.versions
+            found: list[Document] = []
+            for generation in reversed(versions.generations.known(key)):
+                with contextlib.suppress(OSError, ValueError):
+                    found.append(versions.read_generation(key, generation.serial))
+            return found
 
     def replace(self, key: str, doc: Document) -> int:
         """Write this document over whatever is there."""
@@ -94,7 +109,7 @@ class Repair:
             self._folder.disk.sync_folder(aside)
         versions = self._folder.versions
         self._folder.disk.make_folder(os.path.dirname(path), durable=True)
-        versions.write(key, prepare(Change(key, doc, 0)).content(versions.lineage, serial), None)
+        versions.write(key, prepare(Change(key, doc, 0)).content(versions.lineage, serial), serial, None)
         self._folder.disk.sync_folder(os.path.dirname(path))
         versions.written(key, serial)
         return serial
@@ -105,12 +120,16 @@ class Repair:
             self._folder.versions.current(key)
         except RegistryDamaged as error:
             detail = error.detail
-            return Damage(key, self._folder.versions.path(key), str(detail["problem"]), detail["lastGood"])
+            return self._damage(key, str(detail["problem"]), detail["lastGood"])
         except OSError as error:
-            return Damage(
-                key, self._folder.versions.path(key), f"cannot be read: {error}", self._folder.versions.last_good(key)
-            )
+            return self._damage(key, f"cannot be read: {error}", self._folder.versions.last_good(key))
         return None
+
+    def _damage(self, key: str, problem: str, good: int | None) -> Damage:
+        versions = self._folder.versions
+        newest = versions.generations.newest(key)
+        told = _told_serial(versions.path(key), versions.lineage)
+        return Damage(key, versions.path(key), problem, good, max(newest.serial if newest else 0, told))
 
     def _lease(self, name: str) -> Damage | None:
         try:
@@ -120,6 +139,16 @@ class Repair:
         except OSError as error:
             return Damage(f"leases/{name}", "", f"cannot be read: {error}", None)
         return None
+
+
+def _told_serial(path: str, lineage: str) -> int:
+    """The serial in what is left of a document of ours; 0 when it does not tell."""
+    with contextlib.suppress(OSError, ValueError):
+        data = read_file(path, MAX_BYTES)[0]
+        found = _SERIAL.search(data)
+        if found and lineage.encode() in data:
+            return int(found[1])
+    return 0
 
 
 def _claimed_serial(path: str) -> int:

@@ -94,45 +94,53 @@ class Versions:
         """The file of a document."""
         return f"{self.root}/{key}.json"
 
-    def write(self, key: str, data: bytes, present: Entry | None) -> None:
+    def write(self, key: str, data: bytes, serial: int, present: Entry | None) -> None:
         """Put the new version in place, under the lock; it is durable once its folder is synced. Raises OSError.
 
         `present` is what it replaces; None when that cannot be trusted.
         """
-        self.stage(key, data, present)
+        self.stage(key, data, serial, present)
         try:
-            self.disk.sync_file(self.staged(key))
+            for path in self.staged(key):
+                self.disk.sync_file(path)
             self.unveil(key)
         except OSError:
             self.discard(key)
             raise
 
-    def stage(self, key: str, data: bytes, present: Entry | None) -> None:
-        """The first part of `write`: the new version lies beside the present one, neither visible nor durable."""
+    def stage(self, key: str, data: bytes, serial: int, present: Entry | None) -> None:
+        """The first part of `write`: the new version and the copy that will be kept of it lie beside the present one,
+        neither visible nor durable."""
         self.keep(key, present)
         try:
-            self.disk.create(self.staged(key), data, durable=False)
+            self.disk.create(self._staged(key), data, durable=False)
+            self.generations.prepare(key, data, serial)
         except OSError:
             self.discard(key)
             raise
 
-    def staged(self, key: str) -> str:
-        """The file that `stage` writes; it has to be synced before `unveil`."""
-        folder, name = os.path.split(self.path(key))
-        return temporary_name(folder, name)
+    def staged(self, key: str) -> list[str]:
+        """The files that `stage` writes; they have to be synced before `unveil`."""
+        return [self._staged(key), *self.generations.prepared(key)]
 
     def unveil(self, key: str) -> None:
         """The last part of `write`: the staged version takes its place."""
         self.forget_cached(key)
-        self.disk.replace(self.staged(key), self.path(key))
+        self.disk.replace(self._staged(key), self.path(key))
 
     def discard(self, key: str) -> None:
         """Give a staged version up."""
         with contextlib.suppress(OSError):
-            self.disk.unlink(self.staged(key))
+            self.disk.unlink(self._staged(key))
+        with contextlib.suppress(OSError):
+            self.generations.discard(key)
+
+    def _staged(self, key: str) -> str:
+        folder, name = os.path.split(self.path(key))
+        return temporary_name(folder, name)
 
     def keep(self, key: str, present: Entry | None) -> None:
-        """Make sure that the present version has its generation: one that was adopted, or whose link was lost."""
+        """Make sure that the present version has its generation: one that was adopted, or whose copy was lost."""
         if present is not None and present.stored is not None:
             self.generations.add_missing(key, self.path(key), present.stored.version)
 
