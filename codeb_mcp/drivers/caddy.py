@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codeb_mcp.drivers.caddy_admin import CaddyAdmin, Dropped
-from codeb_mcp.drivers.caddy_config import Edge, Json, Tls, change, site_keys
+from codeb_mcp.drivers.caddy_config import Edge, Json, Tls, change, site_keys, sites_in
 from codeb_mcp.model.errors import CodebError, DriverRefused, DriverUnavailable, InvalidRequest
 from codeb_mcp.model.routes import Site, site_id, site_problems, site_route
 
@@ -81,6 +81,10 @@ class CaddyProxy:
     async def sites(self) -> list[str]:
         """The keys of all sites of ours in the running configuration, sorted."""
         return site_keys((await self._read())[0])
+
+    async def routes(self) -> list[Site]:
+        """All sites of ours as the running configuration tells them, by key; one that cannot be told is left out."""
+        return sites_in((await self._read())[0])
 
     async def in_flight(self, port: int) -> int | None:
         """Requests now running against that upstream, WebSockets included; None when Caddy does not know it."""

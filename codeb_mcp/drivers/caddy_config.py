@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from codeb_mcp.model.errors import Conflict, DriverRefused
-from codeb_mcp.model.routes import Route, Site, merge_routes, rival, route_hosts, site_key, site_route
+from codeb_mcp.model.routes import Route, Site, merge_routes, rival, route_hosts, site_from_route, site_key, site_route
 
 Tls = Literal["off", "internal", "acme"]
 Json = dict[str, Any]
@@ -68,6 +68,13 @@ def site_keys(config: Json | None) -> list[str]:
     """The keys of all sites of ours, sorted."""
     routes = (route for server in servers_of(config).values() for route in server.get("routes") or ())
     return sorted({key for route in routes if (key := site_key(route)) is not None})
+
+
+def sites_in(config: Json | None) -> list[Site]:
+    """All sites of ours that can be told from their routes, by key."""
+    routes = (route for server in servers_of(config).values() for route in server.get("routes") or ())
+    found = {site.key: site for route in routes if (site := site_from_route(route)) is not None}
+    return [found[key] for key in sorted(found)]
 
 
 def change(config: Json | None, edge: Edge, upsert: Sequence[Site], remove: Iterable[str]) -> Json:

@@ -81,6 +81,11 @@ class FakeProxy:
         self._edge.stumble("sites")
         return sorted(self._edge.configured)
 
+    async def routes(self) -> list[Site]:
+        """All sites, by key."""
+        self._edge.stumble("sites")
+        return [site for _, site in sorted(self._edge.configured.items())]
+
     async def in_flight(self, port: int) -> int | None:
         """What `FakeEdge.running` says; None for a port that no site has."""
         self._edge.stumble("in_flight")

@@ -168,6 +168,10 @@ class Proxy(Protocol):
         """The keys of all sites of ours in the running configuration."""
         ...
 
+    async def routes(self) -> list[Site]:
+        """All sites of ours as the running configuration tells them, by key; one that cannot be told is left out."""
+        ...
+
     async def in_flight(self, port: int) -> int | None:
         """Requests now running against that upstream; None when the proxy does not know it."""
         ...

@@ -31,7 +31,33 @@ class Remains:
     deployed_at: datetime | None
 
 
-def slots_from_remains(remains: Sequence[Remains], live: Slot | None, former: Slots | None, now: datetime) -> Slots:
+@dataclass(frozen=True, slots=True)
+class LastSwitch:
+    """The latest promote or rollback that succeeded: which slot lost the traffic, since when, and how long it stays."""
+
+    from_slot: Slot | None
+    at: datetime
+    grace_expires_at: datetime | None
+
+    def left(self, one: Remains) -> bool:
+        """Whether this container is what had the traffic before: a later one in the same slot waits."""
+        return one.slot is self.from_slot and one.deployed_at is not None and one.deployed_at <= self.at
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What others tell of an environment: its ports (blue, green) by the proxy, its last switch by the journals."""
+
+    ports: tuple[int, int] | None = None
+    switch: LastSwitch | None = None
+
+
+UNTOLD = Told()
+
+
+def slots_from_remains(
+    remains: Sequence[Remains], live: Slot | None, former: Slots | None, now: datetime, told: Told = UNTOLD
+) -> Slots:
     """The slots of one environment. A record of `former` is kept where the same release still stands; a container without
     traffic that is older than the live one counts as the way back, a newer one as waiting.
 
@@ -41,11 +67,14 @@ def slots_from_remains(remains: Sequence[Remains], live: Slot | None, former: Sl
     if former is None and not remains:
         raise ValueError("nothing is left of this environment")
     first = remains[0] if remains else None
-    ports = _ports(by_slot, former)
+    ports = _ports(by_slot, former, told)
     active = live if live in by_slot else None
     records = {
         slot: _record(slot, ports[slot], by_slot, active, former.record(slot) if former else None, now) for slot in Slot
     }
+    if active is not None and told.switch is not None:
+        idle = active.other
+        records[idle] = _graced(records[idle], by_slot.get(idle), told.switch)
     return Slots(
         project_name=first.project if first else former.project_name if former else "",
         team_id=first.team if first and first.team else former.team_id if former else "default",
@@ -57,10 +86,21 @@ def slots_from_remains(remains: Sequence[Remains], live: Slot | None, former: Sl
     )
 
 
-def _ports(by_slot: Mapping[Slot, Remains], former: Slots | None) -> dict[Slot, int]:
+def _graced(record: SlotRecord, one: Remains | None, switch: LastSwitch) -> SlotRecord:
+    """The record of the slot without traffic: the way back when the last switch took the traffic from it, else waiting."""
+    if one is None or record.state not in (SlotState.DEPLOYED, SlotState.GRACE):
+        return record
+    if not switch.left(one):
+        return record.model_copy(update={"state": SlotState.DEPLOYED, "grace_expires_at": None})
+    return record.model_copy(update={"state": SlotState.GRACE, "grace_expires_at": switch.grace_expires_at})
+
+
+def _ports(by_slot: Mapping[Slot, Remains], former: Slots | None, told: Told) -> dict[Slot, int]:
     """Blue has the even port of the pair, green the odd one above it."""
     if former is not None:
         return {slot: former.record(slot).port for slot in Slot}
+    if told.ports is not None:
+        return dict(zip((Slot.BLUE, Slot.GREEN), told.ports, strict=True))
     one = next(iter(by_slot.values()))
     blue = one.port if one.slot is Slot.BLUE else one.port - 1
     return {Slot.BLUE: blue, Slot.GREEN: blue + 1}

@@ -114,6 +114,36 @@ def site_route(site: Site, flags_folder: str) -> Route:
     }
 
 
+def site_from_route(route: Route) -> Site | None:
+    """The site that a route of ours was made from, as far as it tells; None for a foreign one or one that was changed so
+    that it names no two ports."""
+    key = site_key(route)
+    try:
+        inner = route["handle"][0]["routes"] if key else []
+        ports = {slot: _port_to(inner, slot) for slot in Slot}
+        previews = {slot: _preview_of(inner, slot) for slot in Slot}
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return None
+    blue, green = ports[Slot.BLUE], ports[Slot.GREEN]
+    if key is None or blue is None or green is None:
+        return None
+    hosts = tuple(host for host in route_hosts(route) if host not in previews.values())
+    return Site(key, hosts, blue, green, previews[Slot.BLUE], previews[Slot.GREEN])
+
+
+def _to(route: Route, slot: Slot) -> bool:
+    return bool(route["handle"][0].get("response", {}).get("set", {}).get(SLOT_HEADER) == [slot.value])
+
+
+def _port_to(inner: Sequence[Route], slot: Slot) -> int | None:
+    dials = [route["handle"][1]["upstreams"][0]["dial"] for route in inner if _to(route, slot)]
+    return int(dials[0].rpartition(":")[2]) if dials else None
+
+
+def _preview_of(inner: Sequence[Route], slot: Slot) -> str | None:
+    return next((host for route in inner if _to(route, slot) for host in route_hosts(route)), None)
+
+
 def _flag(folder: str, name: str) -> dict[str, Any]:
     return {"file": {"root": folder, "try_files": [f"/{name}"]}}
 

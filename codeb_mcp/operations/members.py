@@ -99,7 +99,7 @@ async def member_invite(ctx: Context, request: MemberInviteRequest) -> MemberRes
     raise Conflict("the registry kept changing", hint="Try again.")
 
 
-def _came_of(doc: Document, key_id: str) -> Callable[[KeyRecord], bool]:
+def came_of(doc: Document, key_id: str) -> Callable[[KeyRecord], bool]:
     """Tells the key and those that it was rotated into."""
     family, grown = {key_id}, True
     while grown:
@@ -122,7 +122,7 @@ async def member_remove(ctx: Context, request: MemberRequest) -> MemberResult:
         require_unlimited(ctx.caller)
         left = {name: value for name, value in team["members"].items() if name != request.member_id}
         doc = {**teams.doc, "teams": {**teams.doc["teams"], team_id: {**team, "members": left}}}
-        ring = revoked_keys(keys.doc, now, _came_of(keys.doc, entry["keyId"]))
+        ring = revoked_keys(keys.doc, now, came_of(keys.doc, entry["keyId"]))
         if entry["role"] == Role.OWNER:
             require_owner_left(ring, team_id, now)
         try:

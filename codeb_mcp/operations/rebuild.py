@@ -1,33 +1,36 @@
-"""`codeb registry rebuild`: a damaged registry from its kept versions, the engine's labels and the traffic flags.
+"""`codeb registry rebuild`: a damaged registry from its kept versions, the engine's labels, the proxy's routes, the traffic
+flags and the journals.
 
 Documents that can be read are never changed. A damaged one is put aside, not thrown away.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from codeb_mcp.drivers.protocols import Container
-from codeb_mcp.model.errors import CodebError, RegistryDamaged
-from codeb_mcp.model.names import Environment, Slot, environment_key
+from codeb_mcp.model.errors import RegistryDamaged
+from codeb_mcp.model.names import split_environment_key
 from codeb_mcp.model.project import all_ports
 from codeb_mcp.model.rebuild import Remains, slots_from_remains
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.evidence import Evidence, gather, own_hosts
 from codeb_mcp.operations.keys import PLATFORM_TEAM
-from codeb_mcp.operations.observe import is_ours
+from codeb_mcp.operations.lost_keys import revoked_again
 from codeb_mcp.operations.setup import SSOT_VERSION
 from codeb_mcp.operations.state import environments, parse_slots
 from codeb_mcp.registry.files import FileStore
+from codeb_mcp.registry.repair import Damage
 from codeb_mcp.registry.store import Change, Document
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What was (or would be) done with one document. `action`: restored, rebuilt, freed or lost."""
+    """What was (or would be) done with one document. `action`: restored, older (restored, but with changes lost),
+    rebuilt, freed or lost."""
 
     key: str
     action: str
@@ -39,129 +42,144 @@ async def rebuild(services: Services, *, apply: bool) -> list[Rebuilt]:
     store = services.store
     if not isinstance(store, FileStore):
         raise RegistryDamaged("only a registry in files can be rebuilt", hint="Use the backend's own backups.")
-    done: list[Rebuilt] = []
-    remains = await _remains(services, done)
-    for damage in await store.examine():
-        done.append(await _mend(services, store, damage, remains, apply=apply))
-    done += await _missing_slots(services, remains, {one.key for one in done}, apply=apply)
-    done += await _missing_entries(services, remains, apply=apply)
+    evidence = await gather(services)
+    done = [Rebuilt(who, "lost", why) for who, why in evidence.silent]
+    damages = await store.examine()
+    await _believe_routes(services, store, evidence, {one.key: one for one in damages})
+    for damage in damages:
+        done.append(await _mend(services, store, damage, evidence, apply=apply))
+    done += await _missing_slots(services, evidence, {one.key for one in done}, apply=apply)
+    done += await _missing_entries(services, evidence, apply=apply)
     return done
 
 
-async def _remains(services: Services, done: list[Rebuilt]) -> dict[str, list[Remains]]:
-    """Our containers by environment key; without an engine only kept versions can help, and the answer says so."""
-    found: dict[str, list[Remains]] = defaultdict(list)
-    try:
-        containers = await services.drivers.containers.list()
-    except CodebError as error:
-        done.append(Rebuilt("engine", "lost", f"{error.message}: only kept versions are used"))
-        return found
-    installation = await services.store.identity()
-    for one in containers:
-        remains = read_labels(one) if is_ours(one, installation) else None
-        if remains is not None:
-            found[environment_key(remains.project, remains.environment)].append(remains)
-    return found
+async def _believe_routes(
+    services: Services, store: FileStore, evidence: Evidence, damages: Mapping[str, Damage]
+) -> None:
+    """A route alone makes no project, unless it is `ssot` that is lost: it may only not have been removed yet."""
+    damage = damages.get("ssot")
+    if damage is None:
+        stored = await services.store.get("ssot")
+        doc: Document | None = stored.doc if stored else None
+    else:
+        newest = damage.last_good_serial is not None and damage.last_good_serial >= damage.reached
+        doc = next(iter(await store.kept("ssot")), None) if newest else None
+    if doc is not None:
+        projects = doc.get("projects", {})
+        named = {f"{name}-{one}" for name, entry in projects.items() for one in entry.get("ports", {})}
+        evidence.sites = {key: site for key, site in evidence.sites.items() if key in named}
 
 
-def read_labels(one: Container) -> Remains | None:
-    """What a container's labels tell; None when they are not whole."""
-    labels = one.labels
-    try:
-        environment, slot = Environment(labels["codeb.environment"]), Slot(labels["codeb.slot"])
-        project, port = labels["codeb.project"], one.host_ports[0]
-    except (KeyError, ValueError, IndexError):
-        return None
-    try:
-        deployed = datetime.fromisoformat(labels.get("codeb.deployed_at", ""))
-    except ValueError:
-        deployed = None
-    return Remains(
-        name=one.name,
-        project=project,
-        environment=environment,
-        slot=slot,
-        team=labels.get("codeb.team", "default"),
-        version=labels.get("codeb.version", ""),
-        image=one.image_reference,
-        image_id=one.image_id,
-        digest=labels.get("codeb.digest", ""),
-        run_id=labels.get("codeb.run", ""),
-        port=port,
-        deployed_at=deployed,
-    )
-
-
-async def _mend(
-    services: Services, store: FileStore, damage: Any, remains: dict[str, list[Remains]], *, apply: bool
-) -> Rebuilt:
+async def _mend(services: Services, store: FileStore, damage: Damage, evidence: Evidence, *, apply: bool) -> Rebuilt:
     key = damage.key
     if key.startswith("leases/"):
         if apply:
             await store.replace_damaged_lease(key.removeprefix("leases/"))
         return Rebuilt(key, "freed", damage.problem)
     if damage.last_good_serial is not None:
-        if apply:
-            await store.restore(key, damage.last_good_serial)
-            await _correct(services, store, key, remains)
-        return Rebuilt(key, "restored", f"version {damage.last_good_serial}; was: {damage.problem}")
-    doc = await _from_world(services, key, remains)
+        return await _restore(services, store, damage, evidence, apply=apply)
+    doc = await _from_world(services, key, evidence)
     if doc is None:
         return Rebuilt(key, "lost", f"{damage.problem}; no version of it is kept and nothing else tells its content")
     if apply:
         await store.replace_damaged(key, doc)
-    return Rebuilt(key, "rebuilt", f"from the engine and the flags; was: {damage.problem}")
+    untold = "settings of all projects: defaults; " if key == "ssot" else ""
+    return Rebuilt(key, "rebuilt", f"{untold}from the engine, the proxy and the flags; was: {damage.problem}")
 
 
-async def _correct(services: Services, store: FileStore, key: str, remains: dict[str, list[Remains]]) -> None:
+async def _restore(services: Services, store: FileStore, damage: Damage, evidence: Evidence, *, apply: bool) -> Rebuilt:
+    """The newest kept version; when a newer one was known, what is lost with it is said loudly."""
+    key, good = damage.key, damage.last_good_serial or 0
+    lost, warning = damage.reached > good, ""
+    if lost and key == "api-keys":
+        doc, warning = await revoked_again(services, store, (await store.kept(key))[0])
+        if apply:
+            await store.replace_damaged(key, doc)
+    elif apply:
+        await store.restore(key, good)
+        await _correct(services, store, key, evidence)
+    if not lost:
+        return Rebuilt(key, "restored", f"version {good}; was: {damage.problem}")
+    said = f"VERSION {damage.reached} IS LOST WITH ITS CHANGES; version {good} restored"
+    return Rebuilt(key, "older", "; ".join(part for part in (said, warning, f"was: {damage.problem}") if part))
+
+
+async def _correct(services: Services, store: FileStore, key: str, evidence: Evidence) -> None:
     """A kept version of slots may be older than what runs: what runs is right."""
-    if not key.startswith("slots/"):
-        return
-    stored = await store.get(key)
+    stored = await store.get(key) if key.startswith("slots/") else None
     if stored is None:
         return
     former = parse_slots(key, stored.doc)
-    found = remains.get(former.key, [])
-    live = services.drivers.traffic.live(former.key)
-    slots = slots_from_remains(found, live, former, services.drivers.clock.now())
-    await store.commit([Change(key, slots.dump(), stored.version)])
+    await store.commit([Change(key, (await _slots(services, former.key, evidence, former)).dump(), stored.version)])
 
 
-async def _from_world(services: Services, key: str, remains: dict[str, list[Remains]]) -> dict[str, Any] | None:
+async def _from_world(services: Services, key: str, evidence: Evidence) -> dict[str, Any] | None:
     if key == "ssot":
-        return await _ssot(services, remains)
+        return await _ssot(services, evidence)
     if key == "teams":
-        return await _teams(services, remains)
-    if key.startswith("slots/"):
-        slots = _slots(services, key.removeprefix("slots/"), remains)
-        return slots.dump() if slots else None
+        return await _teams(services, evidence)
+    environment = key.removeprefix("slots/")
+    if key.startswith("slots/") and (environment in evidence.remains or environment in evidence.sites):
+        return (await _slots(services, environment, evidence, None)).dump()
+    if key.startswith("domains/"):
+        return _domains(services, evidence).get(key)
     return None
 
 
-def _slots(services: Services, key: str, remains: dict[str, list[Remains]]) -> Slots | None:
-    if key not in remains:
-        return None
-    return slots_from_remains(remains[key], services.drivers.traffic.live(key), None, services.drivers.clock.now())
+async def _slots(services: Services, key: str, evidence: Evidence, former: Slots | None) -> Slots:
+    live, now, told = (
+        await asyncio.to_thread(services.drivers.traffic.live, key),
+        services.drivers.clock.now(),
+        evidence.told(key),
+    )
+    remains: list[Remains] = evidence.remains.get(key, [])
+    if former is None and not remains and told.ports is not None:
+        project, environment = split_environment_key(key)
+        return Slots.fresh(project, await _team_of(services, project), environment, told.ports, now)
+    return slots_from_remains(remains, live, former, now, told)
 
 
-async def _ssot(services: Services, remains: dict[str, list[Remains]]) -> dict[str, Any]:
-    """The document as containers and readable slots tell it."""
+async def _team_of(services: Services, project: str) -> str:
+    """Whose project it is, by what can still be read."""
+    entry = (await _readable(services, "ssot")).get("projects", {}).get(project, {})
+    teams = (await _readable(services, "teams")).get("teams", {})
+    named = (name for name, team in teams.items() if project in team.get("projects", []))
+    return str(entry.get("teamId") or next(named, PLATFORM_TEAM))
+
+
+async def _ssot(services: Services, evidence: Evidence) -> dict[str, Any]:
+    """The document as containers, routes and readable slots tell it."""
     projects: dict[str, Any] = {}
     for slots in await environments(services.store, []):
         entry = projects.setdefault(slots.project_name, {"teamId": slots.team_id, "ports": {}})
         entry["ports"][slots.environment.value] = {"blue": slots.blue.port, "green": slots.green.port}
-    for several in remains.values():
-        one = several[0]
-        blue = one.port if one.slot is Slot.BLUE else one.port - 1
-        entry = projects.setdefault(one.project, {"teamId": one.team, "ports": {}})
-        entry["ports"].setdefault(one.environment.value, {"blue": blue, "green": blue + 1})
+    for key in sorted({*evidence.remains, *evidence.sites}):
+        slots = await _slots(services, key, evidence, None)
+        entry = projects.setdefault(slots.project_name, {"teamId": slots.team_id, "ports": {}})
+        pair = {"blue": slots.blue.port, "green": slots.green.port}
+        entry["ports"].setdefault(slots.environment.value, pair)
+        domain = own_hosts(services.settings, evidence.sites[key])[0] if key in evidence.sites else None
+        if domain is not None:
+            chosen = entry.setdefault("settings", {}).setdefault("environments", {})
+            chosen[slots.environment.value] = {"domain": domain}
     return {"version": SSOT_VERSION, "servers": {}, "projects": projects, "usedPorts": sorted(all_ports(projects))}
 
 
-async def _teams(services: Services, remains: dict[str, list[Remains]]) -> dict[str, Any]:
+def _domains(services: Services, evidence: Evidence) -> dict[str, dict[str, Any]]:
+    """The documents of further domains, as the routes tell them."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, site in evidence.sites.items():
+        project, environment = split_environment_key(key)
+        for domain in own_hosts(services.settings, site)[1]:
+            doc = found.setdefault(f"domains/{project}", {"domains": []})
+            doc["domains"].append({"domain": domain, "environment": environment.value})
+    return found
+
+
+async def _teams(services: Services, evidence: Evidence) -> dict[str, Any]:
     """The document as containers, slots, projects and valid keys tell it. Names and members cannot be told."""
     teams: dict[str, Any] = {PLATFORM_TEAM: {"name": "Default", "platform": True, "projects": [], "members": {}}}
-    told = [(several[0].team, several[0].project) for several in remains.values()]
+    told = [(several[0].team, several[0].project) for several in evidence.remains.values()]
     told += [(slots.team_id, slots.project_name) for slots in await environments(services.store, [])]
     ssot, keys = await _readable(services, "ssot"), await _readable(services, "api-keys")
     told += [(entry.get("teamId", PLATFORM_TEAM), name) for name, entry in ssot.get("projects", {}).items()]
@@ -181,33 +199,32 @@ async def _readable(services: Services, key: str) -> Document:
     return stored.doc if stored else {}
 
 
-async def _missing_slots(
-    services: Services, remains: dict[str, list[Remains]], mended: set[str], *, apply: bool
-) -> list[Rebuilt]:
-    """Environments that run but have no slot document at all."""
+async def _missing_slots(services: Services, evidence: Evidence, mended: set[str], *, apply: bool) -> list[Rebuilt]:
+    """Environments that run or are routed but have no slot document at all."""
     done = []
-    for key in sorted(remains):
+    for key in sorted({*evidence.remains, *evidence.sites}):
         document = f"slots/{key}"
         if document in mended or await services.store.get(document) is not None:
             continue
-        slots = _slots(services, key, remains)
-        if slots is not None:
-            if apply:
-                await services.store.commit([Change(document, slots.dump(), 0)])
-            done.append(Rebuilt(document, "rebuilt", "it was missing; from the engine and the flags"))
+        if apply:
+            slots = await _slots(services, key, evidence, None)
+            await services.store.commit([Change(document, slots.dump(), 0)])
+        done.append(
+            Rebuilt(document, "rebuilt", "it was missing; from the engine, the proxy, the flags and the journals")
+        )
     return done
 
 
-async def _missing_entries(services: Services, remains: dict[str, list[Remains]], *, apply: bool) -> list[Rebuilt]:
+async def _missing_entries(services: Services, evidence: Evidence, *, apply: bool) -> list[Rebuilt]:
     """`ssot` and `teams` that are missing or do not name everything there is."""
     done = []
     for key, tell, merge in (("ssot", _ssot, _merged_projects), ("teams", _teams, _merged_teams)):
-        whole = await tell(services, remains)
+        whole = await tell(services, evidence)
         try:
             stored = await services.store.get(key)
         except RegistryDamaged:
             continue
-        if stored is None and not remains and not await services.store.keys("slots/"):
+        if stored is None and not evidence.remains and not evidence.sites and not await services.store.keys("slots/"):
             continue  # an installation before `codeb init`
         doc = merge(dict(stored.doc), whole) if stored else whole
         if doc is None:
@@ -215,7 +232,15 @@ async def _missing_entries(services: Services, remains: dict[str, list[Remains]]
         if apply:
             await services.store.commit([Change(key, doc, stored.version if stored else 0)])
         done.append(Rebuilt(key, "rebuilt", "it did not name everything there is" if stored else "it was missing"))
+        if key == "ssot":
+            named = stored.doc.get("projects", {}) if stored else {}
+            done += [_untold(name) for name in doc["projects"] if name not in named]
     return done
+
+
+def _untold(project: str) -> Rebuilt:
+    detail = "defaults: image, container port, health check, limits and the like are told by nobody"
+    return Rebuilt(f"settings of {project}", "lost", f"{detail}; set them with project_update")
 
 
 def _merged_projects(doc: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any] | None:

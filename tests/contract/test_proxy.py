@@ -55,6 +55,16 @@ async def test_a_site_that_was_applied_is_there_and_another_is_not(edge: Case) -
     assert await proxy.sites() == ["shop-production"]
 
 
+async def test_routes_tell_the_sites_that_they_were_made_from(edge: Case) -> None:
+    plain = site("api-staging", edge.ports, "api.example.test", "second.example.test")
+    shop = site("shop-production", edge.ports, preview=True)
+    edge.add_foreign("foreign.test")
+    proxy = edge.proxy()
+    assert await proxy.routes() == []
+    await proxy.apply(upsert=[shop, plain])
+    assert await proxy.routes() == [plain, shop]
+
+
 async def test_applying_what_is_there_changes_nothing(edge: Case) -> None:
     proxy, shop = edge.proxy(), site("shop-production", edge.ports)
     assert not await proxy.apply()

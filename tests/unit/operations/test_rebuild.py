@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from codeb_mcp.model.access import Role
+from codeb_mcp.model.routes import Site
 from codeb_mcp.operations.keys import KeyRing
 from codeb_mcp.operations.rebuild import Rebuilt, rebuild
 from codeb_mcp.operations.setup import initialise
@@ -185,7 +187,8 @@ async def test_containers_of_another_installation_tell_nothing(world: World) -> 
     _path(world, "slots/shop-production").write_bytes(b"{")
     world.restart()
     [done] = await rebuild(world.services, apply=True)
-    assert (done.key, done.action) == ("slots/shop-production", "lost")
+    assert (done.key, done.action) == ("slots/shop-production", "rebuilt")  # by its route
+    assert await world.states() == ("empty", "empty")
 
 
 async def test_a_lost_flag_does_not_make_a_live_slot_out_of_nothing(world: World) -> None:
@@ -209,3 +212,67 @@ async def test_two_who_rebuild_at_once_end_with_one_good_registry(world: World) 
     )
     await there.trail.close()
     await world.require_consistent()
+
+
+async def test_containers_routes_and_journals_tell_all_that_is_lost(world: World) -> None:
+    await world.project("shop", "production", "staging", domain="www.example.com")
+    await world.live("v1")
+    world.clock.forward(minutes=1)
+    await world.live("v2")
+    world.clock.forward(minutes=1)
+    await world.rollback()
+    before, idle = await world.slots(), await world.slots(environment="staging")
+    _forget_versions(world)
+    shutil.rmtree(world.settings.registry / "slots")
+    _path(world, "ssot").unlink()
+    done = await _rebuilt(world)
+    assert done["settings of shop"].action == "lost"
+    after = await world.slots()
+    for name in ("state", "port", "version", "image_id", "run_id", "grace_expires_at"):
+        for side in ("blue", "green"):
+            assert getattr(getattr(after, side), name) == getattr(getattr(before, side), name), (side, name)
+    assert (after.active_slot, after.green.state) == ("blue", "grace")
+    again = await world.slots(environment="staging")
+    assert (again.blue.port, again.green.port) == (idle.blue.port, idle.green.port)
+    assert await world.visit("www.example.com") == "v1"
+    assert await world.drift() == []
+    assert (await world.rollback())["restoredVersion"] == "v2"
+
+
+async def test_a_route_that_was_left_over_makes_no_project(world: World) -> None:
+    await _full(world)
+    world.edge.configured["gone-production"] = Site("gone-production", ("gone.test",), 4900, 4901)
+    assert await _rebuilt(world) == {}
+
+
+async def _key(world: World) -> str:
+    made = await world.call("token_create", name="ci", role="member")
+    return str(made["token"]["id"])
+
+
+async def test_a_revoked_key_stays_revoked_whatever_is_spoilt_in_place(world: World) -> None:
+    key = await _key(world)
+    await world.call("token_revoke", tokenId=key)
+    os.truncate(_path(world, "api-keys"), 100)
+    assert (await _rebuilt(world))["api-keys"].action == "restored"
+    stored = await world.services.store.get("api-keys")
+    assert stored is not None
+    assert "revokedAt" in stored.doc["keys"][key]
+
+
+async def test_a_lost_revocation_is_made_up_for_and_said_loudly(world: World) -> None:
+    other, key = await _key(world), await _key(world)
+    await world.call("token_revoke", tokenId=key)
+    newest = max((world.settings.registry / ".generations/api-keys").glob("*.json"), key=lambda path: int(path.stem))
+    newest.write_bytes(b"{")
+    os.truncate(_path(world, "api-keys"), 100)
+    done = (await _rebuilt(world))["api-keys"]
+    assert done.action == "older"
+    assert f"VERSION {newest.stem} IS LOST" in done.detail
+    again, review = done.detail.split("review")
+    assert key in again
+    assert other in review
+    stored = await world.services.store.get("api-keys")
+    assert stored is not None
+    assert "revokedAt" in stored.doc["keys"][key]
+    assert "revokedAt" not in stored.doc["keys"][other]
