@@ -11,9 +11,13 @@ from codeb_mcp.registry.store import StateStore
 
 async def team_projects(store: StateStore, team: str) -> list[str]:
     """The names of the team's projects, sorted."""
+    return sorted(await _listed(store, team))
+
+
+async def _listed(store: StateStore, team: str) -> Sequence[str]:
     stored = await store.get("teams")
-    teams = stored.doc.get("teams", {}) if stored else {}
-    return sorted(teams.get(team, {}).get("projects", []))
+    projects: Sequence[str] = stored.doc.get("teams", {}).get(team, {}).get("projects", ()) if stored else ()
+    return projects
 
 
 async def callers_projects(store: StateStore, caller: Principal) -> list[str]:
@@ -55,7 +59,7 @@ def require_unlimited(caller: Principal) -> None:
 async def require_project(store: StateStore, caller: Principal, project: str) -> None:
     """Raise NotFound unless the caller's team owns the project. A stranger's project and none at all get the same answer,
     so that names cannot be fished for."""
-    if project not in await team_projects(store, caller.team):
+    if project not in await _listed(store, caller.team):
         raise NotFound(
             f"your team {caller.team} has no project {project}",
             hint="List your projects with project_list, or create it with project_create.",

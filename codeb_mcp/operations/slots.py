@@ -25,7 +25,7 @@ from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.ownership import callers_projects
 from codeb_mcp.operations.routing import require_without_traffic
 from codeb_mcp.operations.runs import Planned, planner
-from codeb_mcp.operations.state import find_slots, load_project, load_slots
+from codeb_mcp.operations.state import find_slots, load_project, load_slots, load_slots_as_stored
 from codeb_mcp.registry.entries import RunHeader
 
 
@@ -43,13 +43,10 @@ class SlotStatusResult(Result):
 @operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.PROJECT)
 async def slot_status(ctx: Context, request: EnvironmentRequest) -> SlotStatusResult:
     """Show both slots of an environment: what is live, what waits, what can be rolled back to and until when."""
-    slots = await load_slots(ctx.store, request.project_name, request.environment)
-    data = slots.dump()
-    for name in ("lineage", "serial"):
-        data.pop(name, None)
+    slots, document = await load_slots_as_stored(ctx.store, request.project_name, request.environment)
     active = slots.active
     return SlotStatusResult(
-        data=data,
+        data=dict(document),
         project_name=slots.project_name,
         environment=slots.environment,
         active_slot=slots.active_slot,

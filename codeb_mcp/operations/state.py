@@ -84,15 +84,21 @@ async def find_slots(store: StateStore, project: str, environment: Environment) 
 
 async def load_slots(store: StateStore, project: str, environment: Environment) -> Slots:
     """The environment's slots; raises NotFound when it has never been set up."""
-    slots = await find_slots(store, project, environment)
-    if slots is None:
+    return (await load_slots_as_stored(store, project, environment))[0]
+
+
+async def load_slots_as_stored(store: StateStore, project: str, environment: Environment) -> tuple[Slots, Document]:
+    """The environment's slots and their document as it is, for those who show it; raises NotFound like `load_slots`."""
+    key = slots_key(project, environment)
+    stored = await store.get(key)
+    if stored is None:
         raise NotFound(
             f"{project} has no {environment} environment yet",
             hint=f"Deploy to {environment} once, or add it with project_create.",
             project=project,
             environment=environment.value,
         )
-    return slots
+    return parse_slots(key, stored.doc), stored.doc
 
 
 async def environments(store: StateStore, unreadable: list[str] | None = None) -> list[Slots]:
