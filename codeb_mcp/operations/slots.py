@@ -117,6 +117,8 @@ class SlotCleanupResult(RunAnswer):
     """What was emptied."""
 
     cleaned_slot: Slot | None = None
+    drained: bool | None = Field(None, description="Whether every request on the slot had ended before it was stopped")
+    in_flight: int | None = Field(None, description="Requests that still ran when the drain's time was over")
 
 
 @operation(effect=Effect.DESTROY, role=Role.ADMIN, reach=Reach.PROJECT, idempotent=False, long=True)
@@ -131,7 +133,12 @@ async def slot_cleanup(ctx: Context, request: SlotCleanupRequest) -> SlotCleanup
     view = await run_to_answer(ctx, header, wait=request.wait)
     cleaned = fact(view, "facts", "empty_slot", "slot")
     message = f"slot {cleaned} is empty" if view.status == "succeeded" else f"operation {view.header.run_id} is running"
-    return SlotCleanupResult(**common(view, message, fact(view, "warnings") or []), cleaned_slot=cleaned)
+    return SlotCleanupResult(
+        **common(view, message, fact(view, "warnings") or []),
+        cleaned_slot=cleaned,
+        drained=fact(view, "facts", "drain", "drained"),
+        in_flight=fact(view, "facts", "drain", "inFlight"),
+    )
 
 
 @planner("slot_cleanup")

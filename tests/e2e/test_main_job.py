@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,24 @@ async def test_a_grace_slot_expires_by_itself(
     )
     refused = installation.call("rollback", projectName=unique, **PRODUCTION)
     assert (refused.status, refused.body["code"]) == (409, "conflict")
+
+
+async def test_a_cleanup_lets_running_requests_end_and_says_so(
+    installation: Installation, sample_images: SampleImages, unique: str
+) -> None:
+    installation.serve()
+    assert installation.call("project_create", projectName=unique, environments=["production"]).ok
+    for version in ("v1", "v2"):
+        image = await sample_images.pushed(version)
+        assert installation.call("deploy", projectName=unique, image=image, **PRODUCTION).ok
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(installation.ask_public, unique, "/sleep?s=3") if version == "v2" else None
+            if slow is not None:
+                wait_until(lambda: b'"num_requests":1' in installation.caddy.ask("GET", "/reverse_proxy/upstreams"),
+                           10, "the slow request never arrives")  # fmt: skip
+            assert installation.call("promote", projectName=unique, **PRODUCTION).ok
+            if slow is not None:
+                cleaned = installation.call("slot_cleanup", projectName=unique, force=True, **PRODUCTION)
+                assert cleaned.ok, cleaned.body
+                assert (cleaned.body["drained"], cleaned.body["inFlight"]) == (True, 0)
+                assert slow.result(20)[0] == 200
