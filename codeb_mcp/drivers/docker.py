@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from codeb_mcp.drivers.docker_api import EngineApi, all_of, free_bytes
 from codeb_mcp.drivers.docker_errors import refused_container, status_of
-from codeb_mcp.drivers.docker_logs import LogLines
+from codeb_mcp.drivers.docker_logs import LogLines, unix_seconds
 from codeb_mcp.drivers.docker_spec import (
     FENCE_LABEL,
     PROJECT_LABEL,
@@ -124,7 +124,7 @@ class DockerContainers:
             raise NotFound(f"there is no container {name}", hint="List the slots to see what there is.", container=name)
         params: dict[str, Any] = {"stdout": 1, "stderr": 1, "timestamps": 1, "tail": tail, "follow": int(follow)}
         if since is not None:
-            params["since"] = f"{since.timestamp():.9f}"
+            params["since"] = unix_seconds(since)
         identity, framed = found
         lines = LogLines(framed=framed)
         idle = None if follow else LOG_IDLE_SECONDS

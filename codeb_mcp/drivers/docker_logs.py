@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 HEADER = struct.Struct(">BxxxL")
 MAX_LINE = 64 * 1024
@@ -17,6 +18,18 @@ CUT = 16 * 1024
 MAX_FRAME = 16 * 1024 * 1024
 
 _STAMP = re.compile(rb"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d) ")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def unix_seconds(moment: datetime) -> str:
+    """The aware moment as the engine's `since` takes it, exact to the microsecond.
+
+    Not by way of `timestamp()`: a float has steps of 0.24 microseconds at today's times, so that it may come to lie after
+    the very line that it was read from, which would then be left out.
+    """
+    whole, rest = divmod(moment - _EPOCH, timedelta(seconds=1))
+    return f"{whole}.{rest.microseconds:06d}"
 
 
 class LogLines:
