@@ -9,6 +9,7 @@ from typing import Any
 DEEPEST = 32
 """No request needs more levels; code that walks a value by calling itself is safe up to here."""
 _KEPT_LEVELS = 8
+_FLAT = frozenset({str, int, float, bool, type(None)})
 
 
 def is_bottomless(value: Any) -> bool:
@@ -22,6 +23,8 @@ def is_bottomless(value: Any) -> bool:
 
 
 def _inside(value: Any) -> list[Any]:
+    if type(value) in _FLAT:  # nearly all are, and asking an abstract class costs more than all the rest
+        return []
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if isinstance(value, list | tuple) else []

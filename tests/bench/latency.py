@@ -4,7 +4,8 @@
 
 The counterpart gets the same request and answers the same JSON: what is compared is what we add to it (key, rights, limits,
 registry, audit, metrics, checks of the body). The client is a socket or a pipe and nothing more, so it hides nothing.
-Calls go in turns to both. Exits 1 above a bound.
+Calls go in turns to both. All servers share one core and the client has another: the cores of a shared machine are not
+equally fast, and without that the same code was seen at 1.03 and at 1.92 within a minute. Exits 1 above a bound.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tests.faces.world import open_world
 BOUNDS = {"stdio": 1.3, "/mcp": 1.3, "/api/tool": 1.5}
 ARGUMENTS = {"projectName": "shop", "environment": "production"}
 WARM = 30
+SETTLE_SECONDS = 0.001
 BARE = """
 import contextlib, json, sys
 import anyio, mcp.types as t, uvicorn
@@ -158,11 +160,25 @@ def process(command: list[str], environ: dict[str, str]) -> Iterator[subprocess.
                 pipe.close()
 
 
+def share_a_core(servers: list[subprocess.Popen[bytes]]) -> None:
+    """Put the servers, with the threads that they have and will have, on one core and this process on another, where there
+    are two."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        print("one core: servers and client share it")
+        return
+    for server in servers:
+        for thread in os.listdir(f"/proc/{server.pid}/task"):
+            os.sched_setaffinity(int(thread), {cores[0]})
+    os.sched_setaffinity(0, {cores[1]})
+
+
 def compare(ours: Callable[[int], Any], bare: Callable[[int], Any], calls: int) -> tuple[float, float]:
     """Medians in seconds, measured in turns."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(1, calls + WARM + 1):
         for call, took in zip((ours, bare), times, strict=True):
+            time.sleep(SETTLE_SECONDS)  # what the other server still does after its answer is not this one's time
             started = time.perf_counter()
             call(number)
             took.append(time.perf_counter() - started)
@@ -195,8 +211,11 @@ def main() -> int:
         script = Path(folder, "bare.py")
         script.write_text(BARE, encoding="utf-8")
 
+        servers: list[subprocess.Popen[bytes]] = []
+
         def start(*command: str) -> subprocess.Popen[bytes]:
-            return stack.enter_context(process([sys.executable, *command], environ))
+            servers.append(stack.enter_context(process([sys.executable, *command], environ)))
+            return servers[-1]
 
         start("-m", "codeb_mcp", "serve")
         ours = Http(port, key)
@@ -209,6 +228,11 @@ def main() -> int:
             "/mcp": (ours.mcp, bare.mcp),
             "/api/tool": (ours.tool, bare.tool),
         }
+        for number in range(WARM):
+            for pair in pairs.values():
+                for call in pair:
+                    call(number)
+        share_a_core(servers)
         return _report({name: compare(*pair, calls) for name, pair in pairs.items()}, calls)
 
 
