@@ -8,6 +8,7 @@ CodebError
 ├── LockHeld                  LeaseLost
 ├── ReleaseUnhealthy          SwitchReverted    Cancelled
 ├── DriverUnavailable         DriverRefused     DeadlineExceeded   InsufficientStorage
+├── HostKeyChanged
 └── RegistryDamaged           Bug
 ```
 Faces translate by these attributes only; nothing ever tells errors apart by their text.
@@ -155,6 +156,12 @@ class InsufficientStorage(CodebError):
     code, http_status, exit_code = "insufficient_storage", 507, 23
 
 
+class HostKeyChanged(CodebError):
+    """A server shows another host key than the one that was accepted for it: it may be somebody else. Nothing was sent."""
+
+    code, http_status, exit_code = "host_key_changed", 502, 24
+
+
 class RegistryDamaged(CodebError):
     """A registry file does not parse or breaks its rules. It is never guessed around."""
 
@@ -170,7 +177,7 @@ ERRORS: dict[str, type[CodebError]] = {
     for error in (
         InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthenticated, Forbidden, NotFound, UnknownTool, Conflict,
         LockHeld, LeaseLost, ReleaseUnhealthy, SwitchReverted, RateLimited, Cancelled, DriverUnavailable, DriverRefused,
-        DeadlineExceeded, InsufficientStorage, RegistryDamaged, Bug,
+        DeadlineExceeded, InsufficientStorage, HostKeyChanged, RegistryDamaged, Bug,
     )
 }  # fmt: skip
 
