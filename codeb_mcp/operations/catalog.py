@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -32,7 +32,13 @@ class Effect(StrEnum):
 
 
 class Request(BaseModel):
-    """What a caller says: camelCase on the wire, unknown parameters refused by name."""
+    """What a caller says: camelCase on the wire, unknown parameters refused by name.
+
+    `secret` names the wire's parameters that are there to carry secrets: they may hold what elsewhere would be refused, and
+    nothing of their values is kept in the audit trail.
+    """
+
+    secret: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(
         frozen=True,

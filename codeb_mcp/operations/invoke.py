@@ -17,7 +17,7 @@ from codeb_mcp.model.access import Principal, Reach, in_scope
 from codeb_mcp.model.errors import Bug, CodebError, Forbidden, InvalidRequest, NotFound, RateLimited
 from codeb_mcp.model.names import PATTERNS
 from codeb_mcp.model.plain import DEEPEST, is_bottomless, keepable
-from codeb_mcp.model.redaction import clean_text, redact, redact_text, secret_fields
+from codeb_mcp.model.redaction import MASK, clean_text, redact, redact_text, secret_fields
 from codeb_mcp.operations.catalog import ANSWER_LIMIT, CATALOG, Effect, Operation, Page, Request, Result
 from codeb_mcp.operations.context import Context, Progress, Services, unheard
 from codeb_mcp.operations.ownership import require_project, require_scope, require_team
@@ -126,7 +126,7 @@ def validated(operation: Operation, arguments: Mapping[str, Any]) -> Request:
     a request is read by people and models."""
     if is_bottomless(arguments):
         raise InvalidRequest("params: are nested too deeply", hint=f"Use at most {DEEPEST} levels.")
-    if held := secret_fields(arguments):
+    if held := [name for name in secret_fields(arguments) if name not in operation.request.secret]:
         fields = [{"field": clean_text(name, limit=100), "problem": "looks like a secret"} for name in held[:20]]
         said = f"{fields[0]['field']}: looks like a secret"
         raise InvalidRequest(said, hint="Leave secrets out of calls.", fields=fields)
@@ -237,11 +237,20 @@ def _record(
         outcome=outcome,
         project=_text(call.arguments.get("projectName")),
         environment=_text(call.arguments.get("environment")),
-        arguments=_kept(redact(keepable(call.arguments))),
+        arguments=_kept(redact(keepable(_without_secrets(operation, call.arguments)))),
         correlation_id=call.correlation_id,
         operation_id=operation_id,
         duration_ms=round(took, 1),
     )
+
+
+def _without_secrets(operation: Operation, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments with nothing but the names of what is secret by declaration."""
+    return {name: _masked(value) if name in operation.request.secret else value for name, value in arguments.items()}
+
+
+def _masked(value: Any) -> Any:
+    return {str(name): MASK for name in value} if isinstance(value, Mapping) else MASK
 
 
 def _kept(arguments: dict[str, Any]) -> dict[str, Any]:
