@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from codeb_mcp.drivers.faults import Faults
 from codeb_mcp.drivers.protocols import Answer, Container, ContainerSpec, Image
 from codeb_mcp.model.errors import DriverRefused, DriverUnavailable
+from codeb_mcp.model.times import utc_text
 
 App = Callable[[str], Answer]
 GIGABYTE = 1024**3
@@ -53,7 +54,7 @@ class FakeContainer:
 
     def say(self, text: str) -> None:
         """Write a line to the log."""
-        self.lines.append(f"{datetime.now(UTC).isoformat()} {text}")
+        self.lines.append(f"{utc_text(datetime.now(UTC))} {text}")
         self.changed.set()
 
     def become(self, state: str, *, exit_code: int | None = None) -> None:

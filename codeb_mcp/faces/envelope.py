@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from codeb_mcp.faces.calls import next_step, problem
 from codeb_mcp.model.errors import CodebError
 from codeb_mcp.model.redaction import clean_text
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.invoke import Answer
 
 JSON = (b"content-type", b"application/json")
@@ -29,7 +30,7 @@ Reply = tuple[int, Headers, bytes]
 
 def timestamp() -> str:
     """Now, as ISO 8601 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc_text(datetime.now(UTC), "milliseconds")
 
 
 def success(answer: Answer, tool: str, correlation: str) -> Reply:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from codeb_mcp.model.names import Domain, Environment, HttpPath, ImageRef, Port, Slot
+from codeb_mcp.model.times import Moment
 
 PullPolicy = Literal["always", "missing", "never"]
 Capability = Literal["NET_BIND_SERVICE", "CHOWN", "SETUID", "SETGID", "DAC_OVERRIDE", "FOWNER"]
@@ -106,7 +107,7 @@ class Project(BaseModel):
     team_id: str = "default"
     ports: dict[Environment, PortPair] = Field(default_factory=dict)
     settings: ProjectSettings = ProjectSettings()
-    created_at: datetime | None = None
+    created_at: Moment | None = None
     created_by: str | None = None
 
     def dump(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 
 from codeb_mcp.model.errors import Conflict
 from codeb_mcp.model.names import Environment, Slot, environment_key
+from codeb_mcp.model.times import Moment, utc_text
 
 
 class SlotState(StrEnum):
@@ -80,14 +81,14 @@ class SlotRecord(_Document):
     run_id: str | None = None
     health_path: str | None = None
     health_status: str | None = None
-    health_checked_at: datetime | None = None
+    health_checked_at: Moment | None = None
     env_hash: str | None = None
-    deployed_at: datetime | None = None
+    deployed_at: Moment | None = None
     deployed_by: str | None = None
-    promoted_at: datetime | None = None
+    promoted_at: Moment | None = None
     promoted_by: str | None = None
-    grace_expires_at: datetime | None = None
-    rolled_back_at: datetime | None = None
+    grace_expires_at: Moment | None = None
+    rolled_back_at: Moment | None = None
 
     def emptied(self) -> SlotRecord:
         """The slot with nothing in it; only its name and port stay, and keys we do not know."""
@@ -108,7 +109,7 @@ class Slots(_Document):
     active_slot: Slot | None = None
     blue: SlotRecord
     green: SlotRecord
-    last_updated: datetime | None = None
+    last_updated: Moment | None = None
 
     @classmethod
     def fresh(cls, project: str, team: str, environment: Environment, ports: tuple[int, int], now: datetime) -> Slots:
@@ -190,7 +191,7 @@ def choose_slot(slots: Slots, now: datetime, *, force: bool) -> Slot | Refusal:
     unless `force` says so."""
     idle = slots.record(slots.active_slot.other if slots.active_slot else _idle_of_two(slots))
     if idle.state is SlotState.GRACE and not idle.grace_is_over(now) and not force:
-        until = idle.grace_expires_at.isoformat() if idle.grace_expires_at else "no end"
+        until = utc_text(idle.grace_expires_at) if idle.grace_expires_at else "no end"
         return Refusal(
             message=f"slot {idle.name} still is the way back to version {idle.version} (grace until {until})",
             hint="Wait, run slot_cleanup, or repeat with force: true; then a rollback is no longer possible.",
@@ -213,9 +214,9 @@ def rollback_target(slots: Slots, now: datetime) -> SlotRecord | Refusal:
             message=f"{slots.key} has no slot in grace to go back to",
             hint="Deploy the version you want and promote it.",
         )
-    if target.grace_is_over(now):
+    if (ended := target.grace_expires_at) and target.grace_is_over(now):
         return Refusal(
-            message=f"the grace period of slot {target.name} ended at {target.grace_expires_at}",
+            message=f"the grace period of slot {target.name} ended at {utc_text(ended)}",
             hint=f"Deploy version {target.version} again and promote it.",
         )
     return target

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from codeb_mcp.model.access import SCOPE_KINDS, KeyRecord, Principal, Reach, Role, scope_problem
 from codeb_mcp.model.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from codeb_mcp.model.names import DisplayName, Identifier, TeamId
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context
 from codeb_mcp.operations.keys import KEY_USE, Issued, NewKey, issue, parse_key, records_of, with_key
@@ -131,7 +132,7 @@ async def team_create(ctx: Context, request: TeamCreateRequest) -> TeamResult:
             "name": request.name,
             "projects": [],
             "members": {},
-            "createdAt": now.isoformat(),
+            "createdAt": utc_text(now),
             "createdBy": ctx.caller.key_id,
         }
         try:
@@ -214,8 +215,8 @@ def revoked_keys(doc: Document, now: datetime, which: Callable[[KeyRecord], bool
     keys = {}
     for key_id, entry in doc.get("keys", {}).items():
         gone = which(parse_key(key_id, entry)) and "revokedAt" not in entry
-        keys[key_id] = {**entry, "revokedAt": now.isoformat()} if gone else entry
-    return {**doc, "keys": keys, "updatedAt": now.isoformat()}
+        keys[key_id] = {**entry, "revokedAt": utc_text(now)} if gone else entry
+    return {**doc, "keys": keys, "updatedAt": utc_text(now)}
 
 
 # ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -279,9 +280,9 @@ def _answer(record: KeyRecord, text: str | None = None) -> TokenAnswer:
         role=record.role,
         team_id=record.team_id,
         scopes=list(record.scopes),
-        created_at=record.created_at.isoformat(),
-        expires_at=record.expires_at.isoformat() if record.expires_at else None,
-        revoked_at=record.revoked_at.isoformat() if record.revoked_at else None,
+        created_at=utc_text(record.created_at),
+        expires_at=utc_text(record.expires_at) if record.expires_at else None,
+        revoked_at=utc_text(record.revoked_at) if record.revoked_at else None,
         last4=record.last4,
         key=text,
     )

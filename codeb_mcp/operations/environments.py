@@ -14,6 +14,7 @@ from codeb_mcp.model.names import Environment
 from codeb_mcp.model.ports import QUARANTINE, allocate_pair, quarantined
 from codeb_mcp.model.project import all_ports
 from codeb_mcp.model.slot import Slots
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.routing import require_free_hosts
 from codeb_mcp.operations.state import find_slots, load_ssot, parse_project, slots_key
@@ -133,7 +134,7 @@ def without_project(ssot: Document, project: str, now: datetime) -> dict[str, An
     """The document after the project is gone: its ports are held back for a while."""
     projects = dict(ssot.get("projects", {}))
     gone = all_ports({project: projects.pop(project, {})})
-    until = (now + QUARANTINE).isoformat()
+    until = utc_text(now + QUARANTINE)
     held = [
         *quarantined(ssot.get("quarantinedPorts", []), now),
         *({"port": port, "until": until} for port in sorted(gone)),

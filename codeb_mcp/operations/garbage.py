@@ -5,6 +5,7 @@ from __future__ import annotations
 from codeb_mcp.drivers.protocols import Image
 from codeb_mcp.model.names import Environment, lease_name
 from codeb_mcp.model.slot import SlotState
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.state import environments, load_ssot, parse_project
 from codeb_mcp.registry.store import Document, update
@@ -14,7 +15,7 @@ FOLDER = "images/"
 
 async def remember_image(services: Services, project: str, image: Image) -> None:
     """Note that a run of this project brought the image here; newest last."""
-    now = services.drivers.clock.now().isoformat()
+    now = utc_text(services.drivers.clock.now())
 
     def add(doc: Document | None) -> Document:
         entry = {"imageId": image.image_id, "reference": image.reference, "pulledAt": now}

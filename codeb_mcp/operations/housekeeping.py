@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from codeb_mcp.model.errors import CodebError, Conflict, LockHeld
 from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.answers import new_run_id
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.garbage import collect_images
@@ -176,7 +177,7 @@ class Housekeeper:
         """When each key was last used, written once a round at most."""
         used, self.ring.used = self.ring.used, {}
         if used:
-            times = {key_id: moment.isoformat() for key_id, moment in used.items()}
+            times = {key_id: utc_text(moment) for key_id, moment in used.items()}
             await update(self.services.store, KEY_USE, lambda doc: {**(doc or {}), **times})
 
     async def _forget_requests(self, now: datetime) -> None:

@@ -21,6 +21,7 @@ from codeb_mcp.model.access import (
     looks_like_key,
 )
 from codeb_mcp.model.errors import RateLimited, RegistryDamaged, Unauthenticated
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
 from codeb_mcp.registry.store import Document, StateStore
 
@@ -72,7 +73,7 @@ def with_key(doc: Document | None, record: KeyRecord, now: datetime) -> dict[str
     """The document `api-keys` with the record added or replaced."""
     keys = dict((doc or {}).get("keys", {}))
     keys[record.id] = record.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return {"version": "1.0", **(doc or {}), "updatedAt": now.isoformat(), "keys": keys}
+    return {"version": "1.0", **(doc or {}), "updatedAt": utc_text(now), "keys": keys}
 
 
 def records_of(doc: Document | None) -> list[KeyRecord]:

@@ -11,6 +11,7 @@ from pydantic import Field
 from codeb_mcp.model.access import KeyRecord, Reach, Role
 from codeb_mcp.model.errors import Conflict, NotFound
 from codeb_mcp.model.names import DisplayName, Identifier
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.access import (
     TeamRequest,
     TokenListRequest,
@@ -80,7 +81,7 @@ async def member_invite(ctx: Context, request: MemberInviteRequest) -> MemberRes
     wanted = NewKey(team_id, request.role, request.name, narrowed(ctx.caller, ()))
     issued = issue(wanted, by=ctx.caller.key_id, now=now)
     member_id = f"mem_{secrets.token_hex(6)}"
-    entry = {"name": request.name, "role": request.role.value, "keyId": issued.record.id, "joinedAt": now.isoformat()}
+    entry = {"name": request.name, "role": request.role.value, "keyId": issued.record.id, "joinedAt": utc_text(now)}
     for _ in range(TRIES):
         teams, keys = await ctx.store.get("teams"), await ctx.store.get("api-keys")
         if teams is None or team_id not in teams.doc.get("teams", {}):

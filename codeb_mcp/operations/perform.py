@@ -14,6 +14,7 @@ from codeb_mcp.model.names import Slot, split_environment_key
 from codeb_mcp.model.project import HealthCheck, Limits
 from codeb_mcp.model.routes import Site
 from codeb_mcp.model.slot import Slots, SlotState
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.envfile import read_env
 from codeb_mcp.operations.garbage import remember_image
@@ -151,7 +152,7 @@ def container_spec(run: Performer, detail: Mapping[str, Any]) -> tuple[Container
         "codeb.project": detail["project"], "codeb.environment": detail["environment"], "codeb.slot": detail["slot"],
         "codeb.version": detail["version"], "codeb.team": detail["team"], "codeb.run": detail["run"],
         "codeb.digest": detail["digest"] or "", "codeb.fence": str(run.fence.token),
-        INSTALLATION: run.installation, "codeb.deployed_at": run.drivers.clock.now().isoformat(),
+        INSTALLATION: run.installation, "codeb.deployed_at": utc_text(run.drivers.clock.now()),
     }  # fmt: skip
     spec = ContainerSpec(
         name=detail["name"],
@@ -322,7 +323,7 @@ async def record_switch(run: Performer, action: Action) -> Mapping[str, Any]:
     slots = await run.change(action.detail["key"], record)
     former = slots.in_state(SlotState.GRACE)
     ends = former.grace_expires_at if former else None
-    return {"graceExpiresAt": ends.isoformat() if ends else None}
+    return {"graceExpiresAt": utc_text(ends) if ends else None}
 
 
 @step("drain")

@@ -9,6 +9,7 @@ from pydantic import Field
 from codeb_mcp.model.access import Principal, Reach, Role, in_scope
 from codeb_mcp.model.errors import NotFound
 from codeb_mcp.model.names import Environment, Identifier, ProjectName
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.answers import RunAnswer, common
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context
@@ -120,7 +121,7 @@ def described(view: RunView) -> OperationResult:
     return OperationResult(
         **common(view, said),
         kind=view.header.kind,
-        created_at=view.header.created_at.isoformat(),
+        created_at=utc_text(view.header.created_at),
         created_by=view.header.caller["keyId"],
         result=dict(view.result) or None,
         failure={key: failure[key] for key in ("code", "message", "hint")} if failure else None,
@@ -134,6 +135,6 @@ def _row(view: RunView) -> OperationRow:
         project_name=view.header.project,
         environment=view.header.environment,
         status=view.status,
-        created_at=view.header.created_at.isoformat(),
+        created_at=utc_text(view.header.created_at),
         created_by=view.header.caller["keyId"],
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from codeb_mcp.model.access import Role
 from codeb_mcp.model.errors import RegistryDamaged
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.keys import PLATFORM_TEAM, NewKey, issue, with_key
 from codeb_mcp.registry.store import Change
@@ -46,7 +47,7 @@ async def initialise(services: Services) -> Initialised:
             for name, entry in (ssot.doc.get("projects", {}) if ssot else {}).items()
             if entry.get("teamId", PLATFORM_TEAM) == PLATFORM_TEAM
         )
-        team = {"name": "Default", "platform": True, "projects": projects, "members": {}, "createdAt": now.isoformat()}
+        team = {"name": "Default", "platform": True, "projects": projects, "members": {}, "createdAt": utc_text(now)}
         changes.append(Change("teams", {"version": "1.0", "teams": {PLATFORM_TEAM: team}}, 0))
     owner_key = None
     if keys is None:

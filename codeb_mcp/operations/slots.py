@@ -11,6 +11,7 @@ from codeb_mcp.model.errors import Conflict
 from codeb_mcp.model.names import Environment, Slot, container_name
 from codeb_mcp.model.sequence import retirement
 from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.answers import (
     EnvironmentRequest,
     RunAnswer,
@@ -60,7 +61,7 @@ def _said(record: SlotRecord) -> str:
     if record.version and record.state is not SlotState.EMPTY:
         text += f" {record.version} ({record.health_status or 'health unknown'})"
     if record.state is SlotState.GRACE and record.grace_expires_at:
-        text += f", rollback possible until {record.grace_expires_at.isoformat(timespec='seconds')}"
+        text += f", rollback possible until {utc_text(record.grace_expires_at, 'seconds')}"
     return text
 
 
@@ -103,7 +104,7 @@ def _row(slots: Slots) -> SlotRow:
         version=slots.active.version if slots.active else None,
         blue_state=slots.blue.state,
         green_state=slots.green.state,
-        last_updated=slots.last_updated.isoformat() if slots.last_updated else None,
+        last_updated=utc_text(slots.last_updated) if slots.last_updated else None,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from codeb_mcp.model.errors import NotFound, RegistryDamaged
 from codeb_mcp.model.machine import Action, Done, Failed, Outcome
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.registry.lines import unseal
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -47,7 +48,7 @@ class RunHeader:
             "team": self.team,
             "project": self.project,
             "environment": self.environment,
-            "createdAt": self.created_at.isoformat(),
+            "createdAt": utc_text(self.created_at),
             "correlationId": self.correlation_id,
             "dedupe": list(self.dedupe),
             "deadlineSeconds": self.deadline_seconds,

@@ -17,6 +17,7 @@ from typing import Any
 
 from codeb_mcp.model.errors import Bug, Conflict, DeadlineExceeded, LeaseLost, NotFound, RegistryDamaged
 from codeb_mcp.model.machine import Action, Outcome
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.registry.disk import Disk, put, read_file, refusals, write_all
 from codeb_mcp.registry.entries import (
     RunHeader,
@@ -205,7 +206,7 @@ class Journal:
             raise LeaseLost("somebody with a newer lease has written to the journal", runId=self.header.run_id)
         if self.finished() is not None:
             raise _ended(self.header.run_id)
-        own = {"n": len(self.entries), "run": self.header.run_id, "token": token, "at": self._clock().isoformat()}
+        own = {"n": len(self.entries), "run": self.header.run_id, "token": token, "at": utc_text(self._clock())}
         return {**own, **entry}
 
     def _append_durably(self, handle: int, line: bytes) -> None:
@@ -226,7 +227,7 @@ class Journal:
         run_id = self.header.run_id
         if not os.path.lexists(self._files.open_path(run_id)):
             raise _ended(run_id) if os.path.lexists(self._files.done_path(run_id)) else no_such_run(run_id)
-        wish = seal({"by": by, "at": self._clock().isoformat()})
+        wish = seal({"by": by, "at": utc_text(self._clock())})
         with refusals(f"cancel {run_id}"):
             put(self._files.disk, self._files.cancel_path(run_id), wish)
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from codeb_mcp.model.errors import Conflict, InvalidRequest, LeaseLost, LockHeld, RegistryDamaged
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.registry.disk import Disk, put, read_file
 from codeb_mcp.registry.documents import parse
 from codeb_mcp.registry.process import ProcessIdentity, certainly_gone, this_process
@@ -65,8 +66,8 @@ def held_by(lease: Lease) -> LockHeld:
         hint="Wait for that run to end, or look at what it is doing, then try again.",
         lease=lease.name,
         holder=lease.owner,
-        since=lease.acquired_at.isoformat(),
-        until=lease.expires_at.isoformat(),
+        since=utc_text(lease.acquired_at),
+        until=utc_text(lease.expires_at),
         token=lease.token,
         **run,
     )
@@ -177,8 +178,8 @@ class Leases:
             "name": lease.name,
             "owner": lease.owner,
             "token": lease.token,
-            "acquiredAt": lease.acquired_at.isoformat(),
-            "expiresAt": lease.expires_at.isoformat(),
+            "acquiredAt": utc_text(lease.acquired_at),
+            "expiresAt": utc_text(lease.expires_at),
             "held": True,
             "process": process.as_dict() if process else None,
         }
@@ -186,7 +187,7 @@ class Leases:
         put(self._disk, self._path(lease.name) + ".json", _encode(record))
 
     def _beat(self, lease: Lease, *, held: bool) -> None:
-        record = {"token": lease.token, "expiresAt": lease.expires_at.isoformat(), "held": held}
+        record = {"token": lease.token, "expiresAt": utc_text(lease.expires_at), "held": held}
         put(self._disk, self._path(lease.name) + ".beat", _encode(record), durable=False)
 
     def _path(self, name: str) -> str:

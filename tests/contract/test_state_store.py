@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from codeb_mcp.model.errors import Conflict, InvalidRequest, LeaseLost, LockHeld
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.registry.files import FileStore
 from codeb_mcp.registry.memory import MemoryStore
 from codeb_mcp.registry.store import Change, Fence, StateStore, update
@@ -198,8 +199,8 @@ async def test_a_lease_has_one_holder_and_says_who_it_is(store: StateStore, cloc
     detail = caught.value.detail
     assert detail["holder"] == "run:0190-a"
     assert detail["operationId"] == "0190-a"
-    assert detail["since"] == lease.acquired_at.isoformat()
-    assert detail["until"] == lease.expires_at.isoformat()
+    assert detail["since"] == utc_text(lease.acquired_at)
+    assert detail["until"] == utc_text(lease.expires_at)
     assert await store.lease("environment/worb-staging") == lease
     assert await store.lease("environment/worb-production") is None
 

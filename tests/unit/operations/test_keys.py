@@ -10,6 +10,7 @@ import pytest
 
 from codeb_mcp.model.access import Principal, Role
 from codeb_mcp.model.errors import RateLimited, RegistryDamaged, Unauthenticated
+from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.keys import KeyRing
 from codeb_mcp.registry.store import Change
 from tests.unit.operations.test_rights import ACME, _end
@@ -216,7 +217,7 @@ async def test_a_life_that_is_none_is_refused(world: World, life: str) -> None:
 )
 async def test_a_key_lives_as_long_as_it_was_told_to(world: World, life: str, lasts: timedelta) -> None:
     made = (await world.call("token_create", name="x", role="viewer", expiresIn=life))["token"]
-    assert made["expiresAt"] == (world.clock.now() + lasts).isoformat()
+    assert made["expiresAt"] == utc_text(world.clock.now() + lasts)
 
 
 @pytest.mark.parametrize("scope", ["", "project", "team:acme", "source:nowhere", "project:" + "x" * 200])

@@ -37,7 +37,7 @@ async def test_deploy_promote_deploy_promote_and_roll_back(world: World) -> None
     promoted = await world.promote()
     assert (promoted["fromSlot"], promoted["toSlot"]) == ("blue", "green")
     assert (promoted["previousVersion"], promoted["newVersion"]) == ("v1", "v2")
-    assert promoted["graceExpiresAt"] == "2026-01-09T12:00:00+00:00"
+    assert promoted["graceExpiresAt"] == "2026-01-09T12:00:00Z"
     assert await world.visit() == "v2"
     assert await world.states() == ("grace", "active")
 

@@ -97,7 +97,7 @@ async def test_steps_tell_the_story_for_callers(world: World) -> None:
         ("cleanup_container", "running", None, ""),
     ]
     assert journal.steps()[1]["error"]["message"] == "no such image"
-    assert journal.steps()[0]["startedAt"] == "2026-01-31T23:59:00+00:00"
+    assert journal.steps()[0]["startedAt"] == "2026-01-31T23:59:00Z"
 
 
 async def test_an_intent_repeated_after_a_crash_is_one_step(world: World) -> None:
