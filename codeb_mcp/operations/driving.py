@@ -41,6 +41,7 @@ class Life:
     stop: Stop = field(default_factory=Stop)
     listeners: list[Progress] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
+    free: bool = False
 
     def begin(self) -> None:
         """Live in a task of its own, so that no caller's end is the run's end."""
@@ -62,7 +63,13 @@ class Life:
         finally:
             heart.cancel()
             await asyncio.gather(heart, return_exceptions=True)
-            await asyncio.shield(self.services.store.release(self.lease))
+            await asyncio.shield(self.let_go())
+
+    async def let_go(self) -> None:
+        """Give the lease back, if that has not been done."""
+        if not self.free:
+            await self.services.store.release(self.lease)
+            self.free = True
 
     async def _heart(self, run: asyncio.Task[Any] | None) -> None:
         """Prolong the lease and listen for a cancel from another process; losing the lease stops the run at once."""

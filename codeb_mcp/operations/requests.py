@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from datetime import datetime, timedelta
 
-from codeb_mcp.model.errors import Conflict, NotFound
+from codeb_mcp.model.errors import Conflict, LockHeld, NotFound
 from codeb_mcp.operations.context import Services
 from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.journal import Journal
@@ -15,6 +15,12 @@ from codeb_mcp.registry.store import Change
 JOIN_WINDOW = timedelta(hours=1)
 UNASKED = ("wait", "idempotencyKey")
 """Parameters that say how to call, not what for."""
+_FREE = (*UNASKED, "reason")
+JOINED_WHILE_OPEN = ("promote", "rollback", "slot_cleanup", "project_delete")
+"""Kinds whose open run is joined by the same request, with or without a key. While it is open nothing else can be done
+to its environment, so the same request means the same target. Once it has ended the request means the next one. (A
+deploy says what it deploys, and is joined by that for an hour.)"""
+TIMER = "timer"
 
 
 async def begun_by(services: Services, name: str) -> Journal | None:
@@ -44,8 +50,47 @@ async def remember(services: Services, header: RunHeader, run_id: str) -> None:
 
 def same_request(one: RunHeader, other: RunHeader) -> bool:
     """Whether both ask for the same thing; whether the caller waits for it does not matter."""
-    asked = [{name: value for name, value in header.request.items() if name not in UNASKED} for header in (one, other)]
-    return (one.project, one.environment) == (other.project, other.environment) and asked[0] == asked[1]
+    return _asked(one, UNASKED) == _asked(other, UNASKED)
+
+
+def repeats(asked: RunHeader, begun: RunHeader) -> bool:
+    """Whether the request asks for what that run, unless it has ended, is doing: the same kind, by the same team, for the
+    same target. Why it is asked for does not matter; what a timer began is nobody's request."""
+    if asked.kind != begun.kind or asked.kind not in JOINED_WHILE_OPEN:
+        return False
+    if TIMER in (asked.caller.get("via"), begun.caller.get("via")):
+        return False
+    return asked.caller["team"] == begun.caller["team"] and _asked(asked, _FREE) == _asked(begun, _FREE)
+
+
+def ended_before(journal: Journal, asked: RunHeader) -> bool:
+    """Whether the run had already ended when the request was made: then it is no answer to it."""
+    return journal.finished() is not None and datetime.fromisoformat(journal.entries[-1]["at"]) < asked.created_at
+
+
+def occupied(held: LockHeld) -> LockHeld:
+    """The refusal of a request that cannot join the run that is under way, with what to do about it."""
+    run_id = held.detail.get("operationId")
+    if run_id is None:
+        return held
+    hint = f"It does something else. Look with operation_get {run_id}; repeat this call when it has ended."
+    return LockHeld(held.message, hint=hint, **held.detail)
+
+
+def how_to_go_on(header: RunHeader) -> str:
+    """What whoever waited for a run that had to stay open can do."""
+    hint = f"It is taken up again by itself: look with operation_get {header.run_id}."
+    if header.dedupe or header.kind in JOINED_WHILE_OPEN:
+        hint += (
+            " While it is open the same call again joins it; once it has ended, only one with the same idempotencyKey "
+        )
+        hint += "is sure to get its answer."
+    return hint
+
+
+def _asked(header: RunHeader, without: tuple[str, ...]) -> tuple[object, ...]:
+    said = {name: value for name, value in header.request.items() if name not in without}
+    return header.project, header.environment, said
 
 
 def _dedupe_key(dedupe: str) -> str:

@@ -25,7 +25,16 @@ from codeb_mcp.model.machines import machine_to_json
 from codeb_mcp.model.names import Environment, lease_name
 from codeb_mcp.operations.context import Progress, Services, unheard
 from codeb_mcp.operations.driving import CANCELLED, POLL_SECONDS, Life, plan_document
-from codeb_mcp.operations.requests import begun_by, remember, same_request
+from codeb_mcp.operations.requests import (
+    JOINED_WHILE_OPEN,
+    begun_by,
+    ended_before,
+    how_to_go_on,
+    occupied,
+    remember,
+    repeats,
+    same_request,
+)
 from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.journal import Journal
 from codeb_mcp.registry.leases import held_by
@@ -116,11 +125,10 @@ class Runs:
         except LockHeld as held:
             return await self._join_holder(header, held)
         try:
-            if (earlier := await self._joinable(header)) is not None:
+            earlier = await self._joinable(header) or await self._settle(header, lease)
+            if earlier is not None:
                 await self.services.store.release(lease)
-                return earlier
-            await self._require_alone(header)
-            await self._settle(header, lease)
+                return await self._rejoined(earlier)
             plan = await PLANNERS[header.kind](self.services, header)
             # Before the journal: a key that names a run that never began is harmless, a run that nobody can join is not.
             await remember(self.services, header, header.run_id)
@@ -166,7 +174,7 @@ class Runs:
     async def _rejoined(self, view: RunView) -> RunView:
         """An open run that nobody drives any more is taken up again before somebody waits for it."""
         run_id = view.header.run_id
-        if (await self.look(run_id)).status == "interrupted":
+        if view.finished is None and (await self.look(run_id)).status == "interrupted":
             try:
                 await self.resume(run_id)
             except LockHeld:
@@ -174,21 +182,25 @@ class Runs:
         return view
 
     async def _join_holder(self, header: RunHeader, held: LockHeld) -> RunView:
-        """The same request may have arrived twice at once: give its first copy a moment to write its journal."""
-        for _ in range(20 if header.dedupe else 0):
+        """The same request may be under way, or have arrived twice at once: give its first copy a moment to write its
+        journal. What was open when this request was made is joined, even when it has ended by now."""
+        run_id = held.detail.get("operationId")
+        for _ in range(20 if header.dedupe or header.kind in JOINED_WHILE_OPEN else 0):
             if (earlier := await self._joinable(header)) is not None:
                 return earlier
-            if held.detail.get("operationId") is None:
+            if run_id is None:
                 break
             try:
-                holder = await self.services.registry.journals.open(held.detail["operationId"])
+                holder = await self.services.registry.journals.open(run_id)
             except NotFound:
                 await asyncio.sleep(0.05)
                 continue
-            if set(holder.header.dedupe).isdisjoint(header.dedupe):
+            again = repeats(header, holder.header) and not holder.cancel_requested()
+            if set(holder.header.dedupe).isdisjoint(header.dedupe) and (not again or ended_before(holder, header)):
                 break
-            return self.view(holder, joined=True)
-        raise held
+            await remember(self.services, header, run_id)
+            return await self._rejoined(self.view(holder, joined=True))
+        raise occupied(held)
 
     async def _require_alone(self, header: RunHeader) -> None:
         """Runs of a whole project and runs of its environments exclude each other: both take their own lease first and
@@ -199,25 +211,33 @@ class Runs:
             if other is not None:
                 raise held_by(other)
 
-    async def _settle(self, header: RunHeader, lease: Lease) -> None:
+    async def _settle(self, header: RunHeader, lease: Lease) -> RunView | None:
         """Runs that a crash left open on this environment (or in this project, for a run of all of it) are undone before a
-        new one begins. Raises LockHeld when the project is half deleted."""
+        new one begins; one that the same request began is answered instead, to be joined. Raises LockHeld when somebody
+        works on the project meanwhile, or it is half deleted."""
+        await self._require_alone(header)
         for run_id in await self.services.registry.journals.open_runs():
             journal = await self._legible(run_id)
             if journal is None or journal.finished() or journal.header.project != header.project:
                 continue
             environment = journal.header.environment
             if environment == header.environment:
+                await self._stand_down(journal)
+                if repeats(header, journal.header) and not journal.finished() and not journal.cancel_requested():
+                    await remember(self.services, header, run_id)
+                    return self.view(journal, joined=True)
                 await self._undo(journal, lease)
             elif header.environment is None:
                 theirs = await self.services.store.acquire(lease_name(header.project, environment), f"run:{run_id}")
                 try:
+                    await self._stand_down(journal)
                     await self._undo(journal, theirs)
                 finally:
                     await self.services.store.release(theirs)
             elif environment is None:
                 hint = "It is taken up again by itself; see operation_get."
                 raise LockHeld(f"{header.project} is being deleted", hint=hint, operationId=run_id)
+        return None
 
     async def _legible(self, run_id: str) -> Journal | None:
         """The journal; None for a damaged one, which must not keep other environments from working."""
@@ -227,13 +247,16 @@ class Runs:
             self.services.log.error("a run's journal is damaged", operation_id=run_id, problem=error.message)
             return None
 
-    async def _undo(self, journal: Journal, lease: Lease) -> None:
-        """Bring a run to its end that has lost its lease; one that this process still drives has lost it as well."""
+    async def _stand_down(self, journal: Journal) -> None:
+        """A run that has lost its lease is driven no more, also not by this process."""
         former = self._live.get(journal.header.run_id)
         if former is not None and former.task is not None:
             former.task.cancel()
             await asyncio.wait({former.task})
             await journal.reload()
+
+    async def _undo(self, journal: Journal, lease: Lease) -> None:
+        """Bring a run to its end that nobody drives."""
         if journal.finished():
             return
         life = Life(self.services, journal, lease, self._ended)
@@ -294,7 +317,7 @@ class Runs:
         if view.status == "interrupted":
             raise DriverUnavailable(
                 f"run {run_id} could not be brought to an end yet",
-                hint="It is taken up again by itself. Repeat the call, it joins the run; or look with operation_get.",
+                hint=how_to_go_on(view.header),
                 operationId=run_id,
                 steps=view.steps,
             )
@@ -350,10 +373,13 @@ class Runs:
 
     async def close(self) -> None:
         """Stop driving; what is not finished stays open in its journal and is taken up at the next start."""
+        lives = list(self._live.values())
         tasks = self._tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for life in lives:  # one that was cancelled before its first step could not do so itself
+            await life.let_go()
 
     async def drain(self) -> None:
         """Wait until every run of this process has ended."""
