@@ -22,6 +22,7 @@ from codeb_mcp.operations.context import Drivers, Registry, Services
 from codeb_mcp.operations.runs import Runs
 from codeb_mcp.operations.trail import Trail
 from codeb_mcp.registry.audit import AuditTrail
+from codeb_mcp.registry.env_history import EnvHistories
 from codeb_mcp.registry.files import FileStore
 from codeb_mcp.registry.journal import Journals
 from codeb_mcp.registry.prepaid import PrepaidLimiter
@@ -80,6 +81,7 @@ def build(settings: Settings, drivers: Drivers | None = None) -> Services:
         journals=Journals(settings.registry, store),
         audit=AuditTrail(settings.registry),
         limiter=PrepaidLimiter(settings.run / "limits"),
+        env=EnvHistories(settings.root, immutable_master=settings.env.immutable_master),
     )
     runs = Runs()
     services = Services(

@@ -74,6 +74,16 @@ class PortSettings(_Section):
         return ranges
 
 
+class EnvSettings(_Section):
+    """Variables of apps. `backup_folder`: where the Backup server keeps its copies; `backup_seconds`: how long a change waits
+    for them; `require_backup`: refuse changes while they cannot be made; `immutable_master`: `chattr +i` on first versions."""
+
+    require_backup: bool = False
+    backup_folder: str = Field(f"{DEFAULT_ROOT}/env-backup", pattern=r"^(/[A-Za-z0-9._-]+)+$", max_length=200)
+    backup_seconds: float = Field(20.0, ge=0.1, le=300)
+    immutable_master: bool = True
+
+
 class Settings(_Section):
     """Everything an operator may decide about this installation."""
 
@@ -86,6 +96,7 @@ class Settings(_Section):
     docker: Docker = Docker()
     proxy: ProxySettings = ProxySettings()
     ports: PortSettings = PortSettings()
+    env: EnvSettings = EnvSettings()
 
     @property
     def registry(self) -> Path:

@@ -67,6 +67,10 @@ SETTINGS_SAY: Mapping[str, str] = {
     "ports.production": "Port ranges",
     "ports.staging": "Port ranges",
     "ports.preview": "Port ranges",
+    "env.require_backup": "Refuse changes of variables while the Backup server cannot be reached",
+    "env.backup_folder": "Where the Backup server keeps its encrypted copies of variables",
+    "env.backup_seconds": "How long a change of variables waits for its copy",
+    "env.immutable_master": "Protect first versions like `chattr +i`, where the file system can",
 }
 
 SHOWN = {"deploy": ("environment", "image"), "rollback": ("reason",), "project_create": ("image",)}

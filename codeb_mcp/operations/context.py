@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from codeb_mcp.drivers.hosts import Hosts
 from codeb_mcp.drivers.protocols import Clock, Containers, Images, Ports, Prober, Proxy, Traffic
 from codeb_mcp.model.access import Principal
 from codeb_mcp.registry.audit import AuditTrail
+from codeb_mcp.registry.env_history import EnvHistories
 from codeb_mcp.registry.journal import Journals
 from codeb_mcp.registry.limits import RateLimiter
 from codeb_mcp.registry.store import StateStore
@@ -43,7 +45,7 @@ def unheard(event: Event) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Drivers:
-    """The outside world."""
+    """The outside world. `hosts`: the servers of the inventory, where an installation has more than this machine."""
 
     containers: Containers
     images: Images
@@ -52,6 +54,7 @@ class Drivers:
     prober: Prober
     ports: Ports
     clock: Clock
+    hosts: Hosts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Registry:
     journals: Journals
     audit: AuditTrail
     limiter: RateLimiter
+    env: EnvHistories
 
 
 @dataclass(frozen=True, slots=True)

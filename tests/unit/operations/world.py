@@ -27,6 +27,7 @@ from codeb_mcp.operations.state import load_slots
 from codeb_mcp.operations.trail import Trail
 from codeb_mcp.registry.audit import AuditTrail
 from codeb_mcp.registry.disk import Disk
+from codeb_mcp.registry.env_history import EnvHistories
 from codeb_mcp.registry.files import FileStore
 from codeb_mcp.registry.journal import Journals
 from codeb_mcp.registry.limits import RateLimiter
@@ -121,6 +122,7 @@ class World:
             journals=make_journals(self.settings.registry, store, self.clock.now),
             audit=AuditTrail(self.settings.registry, disk=UnsyncedDisk()),
             limiter=RateLimiter(self.settings.run / "limits"),
+            env=EnvHistories(self.settings.root, disk=UnsyncedDisk(), immutable_master=False),
         )
         drivers = Drivers(
             containers=FakeContainers(self.engine),
