@@ -59,6 +59,9 @@ class Slot(StrEnum):
         return Slot.GREEN if self is Slot.BLUE else Slot.BLUE
 
 
+_DERIVED = re.compile(rf"^(?P<project>.+?)-(?P<end>(?:{'|'.join(Environment)})(?:-(?:{'|'.join(Slot)}))?)$")
+
+
 def _full_domain(value: str) -> str:
     labels = value.split(".")
     if len(labels) < 2 or not all(re.fullmatch(LABEL_PATTERN, label) for label in labels):
@@ -113,6 +116,16 @@ def split_environment_key(key: str) -> tuple[str, Environment]:
     if not project:
         raise ValueError(f"{key!r} is no environment key")
     return project, Environment(environment)
+
+
+def derived_name(project: str) -> tuple[str, str] | None:
+    """`(other project, end)` when the name is what that project's environment or slot is called: `shop-staging` is
+    `("shop", "staging")`, `shop-staging-blue` is `("shop", "staging-blue")`. None for a name that a new project may have.
+
+    Default hosts, keys, containers and preview hosts of projects with such names would be those of others' environments.
+    """
+    found = _DERIVED.match(project)
+    return (found["project"], found["end"]) if found else None
 
 
 def lease_name(project: str, environment: str | None) -> str:

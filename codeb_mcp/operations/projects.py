@@ -9,7 +9,7 @@ from pydantic import Field
 
 from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.errors import Conflict, InvalidRequest, NotFound
-from codeb_mcp.model.names import Domain, Environment, ImageRef, Port, ProjectName
+from codeb_mcp.model.names import Domain, Environment, ImageRef, Port, ProjectName, derived_name
 from codeb_mcp.model.project import EnvironmentSettings, HealthCheck, Limits, Project, ProjectSettings, PullPolicy
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
@@ -114,11 +114,27 @@ async def project_create(ctx: Context, request: ProjectCreateRequest) -> Project
     mine = name in await team_projects(ctx.store, team)
     if existing is not None and not mine:
         raise Conflict(f"the name {name} is taken", hint="Choose another name.", project=name)
+    if existing is None:
+        _require_own_name(name)
     entry = existing or _new_entry(ctx, request)
     await add_environments(ctx.services, name, entry, request.environments, lambda: _team_change(ctx, team, name))
     warnings = await publish_routes(ctx.services, name, request.environments)
     result = await describe(ctx.services, name)
     return result.model_copy(update={"created": existing is None, "warnings": warnings})
+
+
+def _require_own_name(name: str) -> None:
+    """Raise InvalidRequest for a name that is that of another project's environment. Projects that have one go on."""
+    derived = derived_name(name)
+    if derived is None:
+        return
+    other, end = derived
+    problem = f"must not end with -{end}: {other}'s own {end.replace('-', ' ')} is called {name}"
+    raise InvalidRequest(
+        f"projectName: {problem}",
+        hint="Choose another name; to get one more environment, call project_create with that project and environments.",
+        fields=[{"field": "projectName", "problem": problem}],
+    )
 
 
 def _new_entry(ctx: Context, request: ProjectCreateRequest) -> dict[str, Any]:

@@ -172,9 +172,9 @@ async def test_two_environments_of_a_project_cannot_share_a_domain(world: World)
 
 
 async def test_a_name_whose_own_address_is_taken_is_refused(world: World) -> None:
-    await world.project("shop", "production", "staging")
-    refusal = await world.refused("conflict", "project_create", projectName="shop-staging", environments=["production"])
-    assert refusal.detail["host"] == "shop-staging.codeb.localhost"
+    await world.project("first", domain="shop.codeb.localhost")
+    refusal = await world.refused("conflict", "project_create", projectName="shop", environments=["production"])
+    assert refusal.detail["host"] == "shop.codeb.localhost"
 
 
 async def test_of_two_who_want_a_domain_at_once_one_gets_it(world: World) -> None:
