@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from codeb_mcp.model.names import Environment, Slot
+from codeb_mcp.model.names import Environment, Slot, split_environment_key
+from codeb_mcp.model.project import EnvironmentSettings, public_host
+from codeb_mcp.model.routes import Site
 from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 
 GRACE = timedelta(hours=48)
@@ -136,3 +138,55 @@ def _state(slot: Slot, one: Remains, live: Remains | None, is_live: bool) -> Slo
     if live is None or one.deployed_at is None or live.deployed_at is None:
         return SlotState.DEPLOYED
     return SlotState.GRACE if one.deployed_at < live.deployed_at else SlotState.DEPLOYED
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What `ssot` can still tell: its projects, and whether nothing of it is lost. Projects that it does not name are told
+    by their routes."""
+
+    projects: Mapping[str, Any]
+    whole: bool
+    base_domain: str
+
+    def public_host(self, project: str, environment: Environment) -> str | None:
+        """The one host that the environment has by itself, default or chosen; None for a project that is not known."""
+        entry = self.projects.get(project)
+        return None if entry is None else _public_host(project, environment, entry, self.base_domain)
+
+    def public_hosts(self) -> dict[str, str]:
+        """The host that each environment has by itself, and whose it is."""
+        return {
+            _public_host(project, environment, entry, self.base_domain): f"{project}-{environment}"
+            for project, entry in self.projects.items()
+            for environment in Environment
+            if environment.value in entry.get("ports", {})
+        }
+
+
+def _public_host(project: str, environment: Environment, entry: Mapping[str, Any], base_domain: str) -> str:
+    settings = entry.get("settings", {}).get("environments", {}).get(environment.value, {})
+    chosen = EnvironmentSettings.model_construct(domain=settings.get("domain"))
+    return public_host(project, environment, chosen, base_domain)
+
+
+def further_domains(sites: Sequence[Site], known: Known) -> dict[str, list[dict[str, str]]]:
+    """By project, the entries of its document of domains: every host that a route serves beyond the one that the
+    environment has by itself. A host that by now is another environment's own is left to that."""
+    taken = known.public_hosts()
+    found: dict[str, list[dict[str, str]]] = {}
+    for site in sites:
+        project, environment = split_environment_key(site.key)
+        for host in _beyond(site, known.public_host(project, environment), whole=known.whole):
+            if taken.get(host, site.key) == site.key:
+                entry = {"domain": host, "environment": environment.value}
+                found.setdefault(project, []).append(entry)
+    return found
+
+
+def _beyond(site: Site, own: str | None, *, whole: bool) -> Sequence[str]:
+    """A route names the environment's own host first. When a whole `ssot` knows that one by another name, the route is
+    older than the change, and the former name must not come back."""
+    if own is None or (whole and own not in site.hosts):
+        return site.hosts[1:]
+    return [host for host in site.hosts if host != own]

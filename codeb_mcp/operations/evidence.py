@@ -11,7 +11,7 @@ from codeb_mcp.drivers.protocols import Container
 from codeb_mcp.model.errors import CodebError
 from codeb_mcp.model.names import Environment, Slot, environment_key, split_environment_key
 from codeb_mcp.model.project import EnvironmentSettings, public_host
-from codeb_mcp.model.rebuild import LastSwitch, Remains, Told
+from codeb_mcp.model.rebuild import Known, LastSwitch, Remains, Told
 from codeb_mcp.model.routes import Site
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.observe import is_ours
@@ -22,12 +22,13 @@ RUNS_LOOKED_AT = 10_000
 
 @dataclass(slots=True)
 class Evidence:
-    """By environment key. `silent`: who could not be asked, and why."""
+    """By environment key. `silent`: who could not be asked, and why; `known`: what `ssot` itself can still tell."""
 
     remains: Mapping[str, list[Remains]] = field(default_factory=dict)
     sites: Mapping[str, Site] = field(default_factory=dict)
     switches: Mapping[str, LastSwitch] = field(default_factory=dict)
     silent: list[tuple[str, str]] = field(default_factory=list)
+    known: Known = field(default_factory=lambda: Known({}, False, ""))
 
     def told(self, key: str) -> Told:
         """What proxy and journals tell of one environment."""

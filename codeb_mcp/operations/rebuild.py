@@ -14,7 +14,7 @@ from typing import Any
 from codeb_mcp.model.errors import RegistryDamaged
 from codeb_mcp.model.names import split_environment_key
 from codeb_mcp.model.project import all_ports
-from codeb_mcp.model.rebuild import Remains, slots_from_remains
+from codeb_mcp.model.rebuild import Known, Remains, further_domains, slots_from_remains
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.evidence import Evidence, gather, own_hosts
@@ -50,6 +50,7 @@ async def rebuild(services: Services, *, apply: bool) -> list[Rebuilt]:
         done.append(await _mend(services, store, damage, evidence, apply=apply))
     done += await _missing_slots(services, evidence, {one.key for one in done}, apply=apply)
     done += await _missing_entries(services, evidence, apply=apply)
+    done += await _missing_domains(services, store, evidence, {one.key for one in done}, apply=apply)
     return done
 
 
@@ -61,11 +62,13 @@ async def _believe_routes(
     if damage is None:
         stored = await services.store.get("ssot")
         doc: Document | None = stored.doc if stored else None
+        whole = doc is not None
     else:
-        newest = damage.last_good_serial is not None and damage.last_good_serial >= damage.reached
-        doc = next(iter(await store.kept("ssot")), None) if newest else None
-    if doc is not None:
-        projects = doc.get("projects", {})
+        whole = damage.last_good_serial is not None and damage.last_good_serial >= damage.reached
+        doc = next(iter(await store.kept("ssot")), None)
+    projects = doc.get("projects", {}) if doc else {}
+    evidence.known = Known(projects, whole, services.settings.base_domain)
+    if whole:
         named = {f"{name}-{one}" for name, entry in projects.items() for one in entry.get("ports", {})}
         evidence.sites = {key: site for key, site in evidence.sites.items() if key in named}
 
@@ -122,7 +125,7 @@ async def _from_world(services: Services, key: str, evidence: Evidence) -> dict[
     if key.startswith("slots/") and (environment in evidence.remains or environment in evidence.sites):
         return (await _slots(services, environment, evidence, None)).dump()
     if key.startswith("domains/"):
-        return _domains(services, evidence).get(key)
+        return _domains(evidence).get(key)
     return None
 
 
@@ -165,15 +168,11 @@ async def _ssot(services: Services, evidence: Evidence) -> dict[str, Any]:
     return {"version": SSOT_VERSION, "servers": {}, "projects": projects, "usedPorts": sorted(all_ports(projects))}
 
 
-def _domains(services: Services, evidence: Evidence) -> dict[str, dict[str, Any]]:
+def _domains(evidence: Evidence) -> dict[str, dict[str, Any]]:
     """The documents of further domains, as the routes tell them."""
-    found: dict[str, dict[str, Any]] = {}
-    for key, site in evidence.sites.items():
-        project, environment = split_environment_key(key)
-        for domain in own_hosts(services.settings, site)[1]:
-            doc = found.setdefault(f"domains/{project}", {"domains": []})
-            doc["domains"].append({"domain": domain, "environment": environment.value})
-    return found
+    sites = [evidence.sites[key] for key in sorted(evidence.sites)]
+    found = further_domains(sites, evidence.known)
+    return {f"domains/{project}": {"domains": entries} for project, entries in found.items()}
 
 
 async def _teams(services: Services, evidence: Evidence) -> dict[str, Any]:
@@ -235,6 +234,21 @@ async def _missing_entries(services: Services, evidence: Evidence, *, apply: boo
         if key == "ssot":
             named = stored.doc.get("projects", {}) if stored else {}
             done += [_untold(name) for name in doc["projects"] if name not in named]
+    return done
+
+
+async def _missing_domains(
+    services: Services, store: FileStore, evidence: Evidence, mended: set[str], *, apply: bool
+) -> list[Rebuilt]:
+    """Documents of further domains that are gone with all their kept versions; one that was deleted still has some."""
+    done = []
+    for key, doc in _domains(evidence).items():
+        if key in mended or await services.store.get(key) is not None or await store.kept(key):
+            continue
+        if apply:
+            await services.store.commit([Change(key, doc, 0)])
+        said = ", ".join(f"{entry['domain']} ({entry['environment']})" for entry in doc["domains"])
+        done.append(Rebuilt(key, "rebuilt", f"it was missing; from the proxy's routes: {said}"))
     return done
 
 
