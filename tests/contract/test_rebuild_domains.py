@@ -10,7 +10,7 @@ from tests.contract.edges import Case, site
 BASE = "apps.test"
 
 
-def _known(whole: bool = True, **projects: Any) -> Known:
+def _known(projects: dict[str, Any], *, whole: bool = True) -> Known:
     return Known(projects, whole, BASE)
 
 
