@@ -74,6 +74,13 @@ class PortSettings(_Section):
         return ranges
 
 
+class PreviewSettings(_Section):
+    """Preview environments of pull requests."""
+
+    ttl_hours: float = Field(72.0, gt=0, le=24 * 90)
+    per_project: int = Field(10, ge=1, le=200)
+
+
 class EnvSettings(_Section):
     """Variables of apps. `backup_folder`: where the Backup server keeps its copies; `backup_seconds`: how long a change waits
     for them; `require_backup`: refuse changes while they cannot be made; `immutable_master`: `chattr +i` on first versions."""
@@ -97,6 +104,7 @@ class Settings(_Section):
     proxy: ProxySettings = ProxySettings()
     ports: PortSettings = PortSettings()
     env: EnvSettings = EnvSettings()
+    previews: PreviewSettings = PreviewSettings()
 
     @property
     def registry(self) -> Path:

@@ -39,6 +39,11 @@ SAMPLES: Mapping[str, Any] = {
     "name": "ci",
     "role": "member",
     "driftIds": ["drift_4f1c2a9b07de"],
+    "pullRequest": 12,
+    "type": "nodejs",
+    "files": {"Dockerfile": "FROM node:24"},
+    "serverKey": "storage",
+    "host": "192.0.2.30",
 }
 """Example values by field. Required fields that are not here are a mistake, which the generator reports."""
 
@@ -71,6 +76,8 @@ SETTINGS_SAY: Mapping[str, str] = {
     "env.backup_folder": "Where the Backup server keeps its encrypted copies of variables",
     "env.backup_seconds": "How long a change of variables waits for its copy",
     "env.immutable_master": "Protect first versions like `chattr +i`, where the file system can",
+    "previews.ttl_hours": "How long a preview environment stays unless the call says otherwise",
+    "previews.per_project": "Preview environments that a project may have at once",
 }
 
 SHOWN = {"deploy": ("environment", "image"), "rollback": ("reason",), "project_create": ("image",)}
@@ -309,7 +316,8 @@ def _is_argument(operation: Operation, flag: Flag) -> bool:
 
 
 def _typed(operation: Operation, flag: Flag, value: Any) -> str:
-    text = " ".join(shlex.quote(str(one)) for one in (value if isinstance(value, list) else [value]))
+    values = value if isinstance(value, list) else [value]
+    text = " ".join(shlex.quote(json.dumps(one) if isinstance(one, dict) else str(one)) for one in values)
     return text if _is_argument(operation, flag) else f"{flag.typed} {text}"
 
 

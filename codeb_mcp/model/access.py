@@ -19,6 +19,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
+from codeb_mcp.model.preview import parent_of
+
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 RANDOM_LENGTH, CHECK_LENGTH = 30, 6
 
@@ -88,7 +90,8 @@ def scope_problem(scope: str) -> str | None:
 
 
 def in_scope(scopes: tuple[str, ...], kind: str, value: str | None) -> bool:
-    """Whether the scopes of one kind allow the value; a key without scopes of that kind is not restricted in it."""
+    """Whether the scopes of one kind allow the value; a key without scopes of that kind is not restricted in it. Who may use
+    a project may use its previews."""
     wanted = [scope.partition(":")[2] for scope in scopes if scope.startswith(kind + ":")]
     if not wanted:
         return True
@@ -96,6 +99,8 @@ def in_scope(scopes: tuple[str, ...], kind: str, value: str | None) -> bool:
         return False
     if kind == "source":
         return any(_is_within(value, text) for text in wanted)
+    if kind == "project" and (parent := parent_of(value)) is not None:
+        return any(fnmatchcase(name, text) for text in wanted for name in (value, parent))
     return any(fnmatchcase(value, text) for text in wanted)
 
 

@@ -70,8 +70,9 @@ async def add_environments(
             if stored is None:
                 raise NotFound("the registry is empty", hint="Run `codeb init` first.")
             changes = await _changes(services, stored, project, entry, environments, busy)
+            more = await also()
             try:
-                await services.store.commit([*changes, *await also()])
+                await services.store.commit([*changes, *more])
             except Conflict:
                 await asyncio.sleep(random.uniform(0, PAUSE_SECONDS))
                 continue

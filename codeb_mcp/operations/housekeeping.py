@@ -16,6 +16,7 @@ from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.garbage import collect_images
 from codeb_mcp.operations.health import probe_slot
 from codeb_mcp.operations.keys import KEY_USE, KeyRing
+from codeb_mcp.operations.previews import expire_previews
 from codeb_mcp.operations.routing import ensure_flag
 from codeb_mcp.operations.state import change_slots, environments, load_project, site_of
 from codeb_mcp.registry.entries import RunHeader
@@ -33,6 +34,7 @@ class Report:
     """What one round did."""
 
     expired: list[str] = field(default_factory=list)
+    previews_ended: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)
     routes: list[str] = field(default_factory=list)
     health_changed: list[str] = field(default_factory=list)
@@ -65,6 +67,7 @@ class Housekeeper:
         duties: tuple[Callable[[Report], Awaitable[None]], ...] = (
             self._resume,
             self._expire,
+            self._end_previews,
             self._restore_routes,
             self._refresh_health,
             self._note_use,
@@ -120,6 +123,10 @@ class Housekeeper:
             report.problems.append(f"{slots.key} {record.name} could not be retired: {error.message}")
             return
         report.expired.append(f"{slots.key}-{record.name}")
+
+    async def _end_previews(self, report: Report) -> None:
+        now = self.services.drivers.clock.now()
+        report.previews_ended += await expire_previews(self.services, now, report.problems)
 
     async def _restore_routes(self, report: Report) -> None:
         """A proxy that came back without its configuration gets our sites again; nothing else is changed by itself."""

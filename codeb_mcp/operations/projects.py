@@ -10,6 +10,7 @@ from pydantic import Field
 from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.errors import Conflict, InvalidRequest, NotFound
 from codeb_mcp.model.names import Domain, Environment, ImageRef, Port, ProjectName, derived_name
+from codeb_mcp.model.preview import parent_of
 from codeb_mcp.model.project import EnvironmentSettings, HealthCheck, Limits, Project, ProjectSettings, PullPolicy
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
@@ -114,10 +115,17 @@ async def project_create(ctx: Context, request: ProjectCreateRequest) -> Project
     mine = name in await team_projects(ctx.store, team)
     if existing is not None and not mine:
         raise Conflict(f"the name {name} is taken", hint="Choose another name.", project=name)
+    if existing is None and parent_of(name) is not None:
+        problem = "names that end in -pr- and a number belong to preview environments"
+        raise InvalidRequest(
+            f"projectName: {problem}",
+            hint="Make previews with preview_create, or choose another name.",
+            fields=[{"field": "projectName", "problem": problem}],
+        )
     if existing is None:
         _require_own_name(name)
     entry = existing or _new_entry(ctx, request)
-    await add_environments(ctx.services, name, entry, request.environments, lambda: _team_change(ctx, team, name))
+    await add_environments(ctx.services, name, entry, request.environments, lambda: team_change(ctx, team, name))
     warnings = await publish_routes(ctx.services, name, request.environments)
     result = await describe(ctx.services, name)
     return result.model_copy(update={"created": existing is None, "warnings": warnings})
@@ -151,7 +159,7 @@ def _new_entry(ctx: Context, request: ProjectCreateRequest) -> dict[str, Any]:
     return project.dump()
 
 
-async def _team_change(ctx: Context, team: str, name: str) -> list[Change]:
+async def team_change(ctx: Context, team: str, name: str) -> list[Change]:
     """The project joins its team's list in the same commit, so that the key that made it may use it."""
     stored = await ctx.store.get("teams")
     doc: dict[str, Any] = dict(stored.doc) if stored else {}

@@ -28,7 +28,7 @@ from codeb_mcp.operations.catalog import Effect, Request, operation
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.environments import without_project
 from codeb_mcp.operations.perform import Performer, step
-from codeb_mcp.operations.runs import Planned, planner
+from codeb_mcp.operations.runs import Planned, RunView, planner
 from codeb_mcp.operations.state import find_slots, load_project
 from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.store import Change, Document
@@ -65,13 +65,18 @@ async def project_delete(ctx: Context, request: ProjectDeleteRequest) -> Project
             fields=[{"field": "confirm", "problem": "must repeat the project's name"}],
         )
     project = await load_project(ctx.store, request.project_name)
-    run = _DeleteRun(project_name=request.project_name, environment=Environment.PRODUCTION, wait=request.wait)
-    header = header_of(ctx, "project_delete", run, team=project.team_id, seconds=DELETE_SECONDS)
-    header = replace(header, environment=None)
-    view = await run_to_answer(ctx, header, wait=request.wait)
+    view = await delete_project(ctx, request.project_name, wait=request.wait)
     ports = sorted(port for pair in project.ports.values() for port in (pair.blue, pair.green))
     message = f"{request.project_name} is deleted" if view.status == "succeeded" else "the project is being deleted"
     return ProjectDeleteResult(**common(view, message, fact(view, "warnings") or []), freed_ports=ports)
+
+
+async def delete_project(ctx: Context, name: str, *, wait: bool) -> RunView:
+    """Start the run that deletes the project, and with `wait` see it end."""
+    project = await load_project(ctx.store, name)
+    run = _DeleteRun(project_name=name, environment=Environment.PRODUCTION, wait=wait)
+    header = header_of(ctx, "project_delete", run, team=project.team_id, seconds=DELETE_SECONDS)
+    return await run_to_answer(ctx, replace(header, environment=None), wait=wait)
 
 
 class _DeleteRun(RunRequest):

@@ -29,6 +29,10 @@ SUBJECT: dict[str, Any] = {
     "role": "viewer",
     "name": "somebody",
     "teamId": "",
+    "pullRequest": 404,
+    "serverKey": "nowhere",
+    "host": "127.0.0.1",
+    "connection": "local",
 }
 """Arguments that fit and lead nowhere: a call that is allowed ends with its own error, not with a refusal."""
 
