@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from codeb_mcp.model.env_contract import EnvContract
 from codeb_mcp.model.names import Domain, Environment, HttpPath, ImageRef, Port, Slot
 from codeb_mcp.model.times import Moment
 
@@ -78,6 +79,7 @@ class ProjectSettings(_Settings):
     health_check: HealthCheck = HealthCheck()
     limits: Limits = Limits()
     environments: dict[Environment, EnvironmentSettings] = Field(default_factory=dict)
+    env_contract: EnvContract = Field(default_factory=dict)
 
     def of(self, environment: Environment) -> EnvironmentSettings:
         """The environment's settings, defaults where nothing was said."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from codeb_mcp.drivers.hosts import Hosts
 from codeb_mcp.drivers.protocols import Clock, Containers, Images, Ports, Prober, Proxy, Traffic
 from codeb_mcp.model.access import Principal
+from codeb_mcp.operations.env_copies import EnvCopies
 from codeb_mcp.registry.audit import AuditTrail
 from codeb_mcp.registry.env_history import EnvHistories
 from codeb_mcp.registry.journal import Journals
@@ -70,7 +71,8 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything an installation consists of. `allocation`: whoever hands out ports in this process holds it."""
+    """Everything an installation consists of. `allocation`: whoever hands out ports in this process holds it.
+    `copies`: who copies variables to the Backup servers."""
 
     settings: Settings
     drivers: Drivers
@@ -79,6 +81,7 @@ class Services:
     runs: Runs
     log: Any
     allocation: asyncio.Lock = field(default_factory=asyncio.Lock)
+    copies: EnvCopies = field(default_factory=EnvCopies)
 
     @property
     def store(self) -> StateStore:

@@ -8,6 +8,8 @@ MODULES = (
     "access",
     "audits",
     "deploys",
+    "env",
+    "env_reads",
     "health",
     "logs",
     "members",

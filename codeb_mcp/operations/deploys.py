@@ -19,6 +19,7 @@ from codeb_mcp.model.traffic import Switch, SwitchPlan
 from codeb_mcp.operations.answers import RunAnswer, RunRequest, common, fact, header_of, run_to_answer
 from codeb_mcp.operations.catalog import Effect, operation
 from codeb_mcp.operations.context import Context, Services
+from codeb_mcp.operations.env_gate import require_contract
 from codeb_mcp.operations.environments import ensure_environment
 from codeb_mcp.operations.routing import require_without_traffic
 from codeb_mcp.operations.runs import STILL_STANDS, Planned, RunView, planner
@@ -114,6 +115,7 @@ async def plan_deploy(services: Services, header: RunHeader) -> Planned:
     started = time.perf_counter()
     project = await load_project(services.store, request.project_name)
     slots = await load_slots(services.store, request.project_name, request.environment)
+    require_contract(services, project, request.project_name, request.environment)
     looked = _since(started)
     started = time.perf_counter()
     slot = accepted(choose_slot(slots, services.drivers.clock.now(), force=request.force))
@@ -303,6 +305,7 @@ async def plan_promote(services: Services, header: RunHeader) -> Planned:
             f"{slots.key} has no deployed release that waits for traffic{live}",
             hint="Deploy first; to go back to the former version use rollback.",
         )
+    require_contract(services, project, request.project_name, request.environment)
     plan = await switch_plan(services, header, project, slots, target, "promote")
     return Planned(Switch(plan.model_copy(update={"drain_seconds": request.drain_seconds})))
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Mapping
 
+from codeb_mcp.model.env import parse
 from codeb_mcp.model.errors import RegistryDamaged
+from codeb_mcp.registry.env_keys import EnvKeys
 from codeb_mcp.settings import Settings
 
 
 def read_env(settings: Settings, project: str, environment: str) -> tuple[Mapping[str, str], str | None]:
-    """The variables and the SHA-256 of the file; nothing and None when there is no file.
+    """The variables and the keyed hash of the file; nothing and None when there is no file.
 
     Values are taken literally: no interpolation of other variables. Raises RegistryDamaged when the file cannot be read.
     """
@@ -26,7 +26,10 @@ def read_env(settings: Settings, project: str, environment: str) -> tuple[Mappin
         raise RegistryDamaged(
             f"the env file of {project} {environment} cannot be read: {reason}", hint="Repair the file."
         ) from None
-    from dotenv import dotenv_values
+    return parse(text).values, fingerprint(settings, raw)
 
-    values = dotenv_values(stream=io.StringIO(text), interpolate=False)
-    return {name: value or "" for name, value in values.items()}, hashlib.sha256(raw).hexdigest()
+
+def fingerprint(settings: Settings, raw: bytes) -> str:
+    """The hash by which slots remember their variables. It is keyed, since whoever may look at a slot could otherwise try
+    out the values of a short file."""
+    return EnvKeys(settings.root).fingerprint(b"file", raw)

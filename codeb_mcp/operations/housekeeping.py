@@ -13,6 +13,7 @@ from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.answers import new_run_id
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.env_copies import catch_up
 from codeb_mcp.operations.garbage import collect_images
 from codeb_mcp.operations.health import probe_slot
 from codeb_mcp.operations.keys import KEY_USE, KeyRing
@@ -71,6 +72,7 @@ class Housekeeper:
             self._restore_routes,
             self._refresh_health,
             self._note_use,
+            self._copy_variables,
             self._collect,
         )
         for duty in duties:
@@ -179,6 +181,9 @@ class Housekeeper:
             report.problems.append(f"health of {slots.key}: {error.message}")
             return
         report.health_changed.append(f"{slots.key}-{record.name}: {status}")
+
+    async def _copy_variables(self, report: Report) -> None:
+        report.problems += await catch_up(self.services)
 
     async def _note_use(self, report: Report) -> None:
         """When each key was last used, written once a round at most."""

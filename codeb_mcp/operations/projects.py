@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from codeb_mcp.model.access import Reach, Role
+from codeb_mcp.model.env_contract import EnvContract, EnvRule
 from codeb_mcp.model.errors import Conflict, InvalidRequest, NotFound
 from codeb_mcp.model.names import Domain, Environment, ImageRef, Port, ProjectName, derived_name
 from codeb_mcp.model.preview import parent_of
@@ -31,6 +32,9 @@ class SettingsRequest(Request):
     keep: int | None = Field(None, ge=1, le=50, description="Images kept besides those in slots")
     health_check: HealthCheck | None = Field(None, description="How a release proves itself")
     limits: Limits | None = Field(None, description="What a container may use")
+    env_contract: EnvContract | None = Field(
+        None, description="What the app wants of its variables: name to rule; replaces the former contract"
+    )
 
 
 class ProjectCreateRequest(SettingsRequest):
@@ -84,6 +88,7 @@ class ProjectResult(Result):
     keep: int
     health_check: HealthCheck
     limits: Limits
+    env_contract: dict[str, EnvRule] | None = None
     environments: list[EnvironmentAnswer]
     warnings: list[str] = Field(default_factory=list)
     created: bool | None = None
@@ -174,7 +179,7 @@ async def team_change(ctx: Context, team: str, name: str) -> list[Change]:
 def _merged(settings: ProjectSettings, request: SettingsRequest) -> ProjectSettings:
     """The settings with what the request names; nested groups keep the fields that it leaves out."""
     update: dict[str, Any] = {}
-    for field in ("image", "container_port", "pull_policy", "keep", "health_check", "limits"):
+    for field in ("image", "container_port", "pull_policy", "keep", "health_check", "limits", "env_contract"):
         value = getattr(request, field)
         if value is None:
             continue
@@ -272,6 +277,7 @@ async def describe(services: Services, name: str) -> ProjectResult:
         keep=settings.keep,
         health_check=settings.health_check,
         limits=settings.limits,
+        env_contract=settings.env_contract or None,
         environments=[await _environment(services, name, project, one) for one in project.ports],
     )
 

@@ -55,7 +55,7 @@ class ProjectDeleteResult(RunAnswer):
 async def project_delete(ctx: Context, request: ProjectDeleteRequest) -> ProjectDeleteResult:
     """Delete a project: stop serving it, remove its containers, free its ports.
 
-    Its env files and their backups stay. Refused while a deploy or promote of the project runs. Once begun it is carried
+    Its env files and their history are put aside, where a new project of that name does not get them. Refused while a deploy or promote of the project runs. Once begun it is carried
     through: what cannot be reached now is taken up again later.
     """
     if request.confirm != request.project_name:
@@ -160,6 +160,7 @@ async def forget_project(run: Performer, action: Action) -> Mapping[str, Any]:
         break
     else:
         raise Conflict("the registry kept changing", hint="Try again.")
+    await run.services.registry.env.retire(project, run.drivers.clock.now())
     for key in keys:
         async with _fence_of(run, key) as token:
             run.drivers.traffic.forget(key, fence=token)

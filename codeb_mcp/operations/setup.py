@@ -12,7 +12,7 @@ from codeb_mcp.operations.keys import PLATFORM_TEAM, NewKey, issue, with_key
 from codeb_mcp.registry.store import Change
 
 SSOT_VERSION = "7.0.0"
-FOLDERS = {"registry": 0o700, "env-backup": 0o700, "projects": 0o700, "traffic": 0o755, "run": 0o700}
+FOLDERS = {"registry": 0o700, "keys": 0o700, "env-backup": 0o700, "projects": 0o700, "traffic": 0o755, "run": 0o700}
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,13 +50,14 @@ class Draft:
 @dataclass(frozen=True, slots=True)
 class EnvSnapshot:
     """An environment at one moment. `current` and `live` are files' contents, None where there is no file; `read` answers the
-    content of any version of the log."""
+    content of any version of the log, `log` that of the log itself."""
 
     entries: tuple[EnvVersion, ...]
     master: bytes | None
     current: bytes | None
     live: bytes | None
     read: Callable[[EnvVersion], bytes] = field(repr=False)
+    log: Callable[[], bytes] = field(repr=False)
 
     @property
     def newest(self) -> EnvVersion | None:
@@ -160,11 +161,6 @@ class EnvHistory:
                     state.read(entry)
         return problems
 
-    def file(self, name: str) -> bytes:
-        """The content of one of the folder's files, for copying."""
-        with refusals("read the env history"):
-            return read_file(f"{self.folder}/{name}", LARGEST_LOG)[0]
-
     @contextlib.contextmanager
     def _locked(self, what: str) -> Iterator[None]:
         with refusals(what):
@@ -253,7 +249,7 @@ class EnvHistory:
             raise damaged(self.live, str(error)) from None
         master = self._read(entries[0]) if entries else None
         current = self._read(entries[-1]) if entries else None
-        return EnvSnapshot(entries, master, current, live, self._read)
+        return EnvSnapshot(entries, master, current, live, self._read, log.render)
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -57,10 +57,11 @@ class EnvKeys:
     def _derived(self, purpose: bytes) -> bytes:
         path = f"{self._folder}/env.key"
         if path not in self._known:
-            with refusals("read the key of the histories"), self._alone():
-                raw = self._read_or(
-                    path, next(self._histories(), None), lambda: self._new_key(path, secrets.token_hex(32))
-                )
+            with refusals("read the key of the histories"):
+                raw = self._present(path)
+                if raw is None:
+                    with self._alone():
+                        raw = self._read_or(path, next(self._histories(), None), self._made(path))
             try:
                 self._known[path] = bytes.fromhex(raw.decode())
             except ValueError:
@@ -74,15 +75,25 @@ class EnvKeys:
         put(self._disk, path, f"{key}\n".encode())
         return key.encode()
 
-    def _read_or(self, path: str, used: str | None, make: Callable[[], bytes]) -> bytes:
-        """The key; made when nothing (`used`) shows that there was one."""
+    def _made(self, path: str) -> Callable[[], bytes]:
+        return lambda: self._new_key(path, secrets.token_hex(32))
+
+    @staticmethod
+    def _present(path: str) -> bytes | None:
         try:
             return read_file(path, _LARGEST)[0]
+        except FileNotFoundError:
+            return None
         except ValueError:
             return b""
-        except FileNotFoundError:
-            if used is None or not os.path.lexists(used):
-                return make()
+
+    def _read_or(self, path: str, used: str | None, make: Callable[[], bytes]) -> bytes:
+        """The key; made when nothing (`used`) shows that there was one."""
+        raw = self._present(path)
+        if raw is not None:
+            return raw
+        if used is None or not os.path.lexists(used):
+            return make()
         raise RegistryDamaged(
             f"{os.path.basename(path)} is missing, although {used} was written with it",
             hint="Restore it from where you keep copies of `keys/`; docs/ENV.md says what to do without one.",
