@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from codeb_mcp.drivers.protocols import Engine
 from codeb_mcp.model.server import Server
 
 MAX_OUTPUT = 1_048_576
@@ -53,7 +54,8 @@ class Host(Protocol):
     async def run(
         self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float = 30.0, max_output: int = MAX_OUTPUT
     ) -> Finished:
-        """Run a command. A status other than 0 is an answer, not an error; more output than `max_output` bytes per stream
+        """Run a command. A status other than 0 is an answer, not an error; 127 is that of a command that is not there, 128 + n
+        that of one ended by signal n. More output than `max_output` bytes per stream
         is DriverRefused."""
         ...
 
@@ -85,6 +87,18 @@ class Host(Protocol):
     async def socket(self, target: str) -> str:
         """A path of a unix socket on this machine that leads to the server's `target`: a unix socket's path, or
         `host:port` as the server sees it. It lives as long as the connection and is made again by the next call."""
+        ...
+
+
+class Inspector(Protocol):
+    """Asks services of a server through the sockets that `Host.socket` gives."""
+
+    async def http(self, socket: str, path: str) -> tuple[int, str]:
+        """GET over a unix socket: the status and the head of the body; raises DriverUnavailable without an answer."""
+        ...
+
+    async def engine(self, address: str) -> Engine:
+        """Which container engine answers at `unix://…` or `tcp://…`; raises DriverUnavailable when none does."""
         ...
 
 

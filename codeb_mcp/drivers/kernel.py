@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from codeb_mcp.model.errors import DriverUnavailable
+from codeb_mcp.model.server_facts import listeners
 
-_LISTEN = "0A"
 _TABLES = ("tcp", "tcp6")
 
 
@@ -28,17 +27,10 @@ class KernelPorts:
                 f"the kernel's socket tables cannot be read in {self._tables}",
                 hint="Run on Linux with /proc mounted.",
             )
-        return frozenset(port for text in texts for port in _listening(text))
+        return frozenset(one.port for text in texts for one in listeners(text))
 
     def _read(self, name: str) -> str | None:
         try:
             return (self._tables / name).read_text(encoding="ascii")
         except OSError:
             return None  # a host without IPv6 has no tcp6
-
-
-def _listening(table: str) -> Iterator[int]:
-    for line in table.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) > 3 and fields[3] == _LISTEN:
-            yield int(fields[1].rpartition(":")[2], 16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -17,12 +19,14 @@ from codeb_mcp.model.names import LABEL_PATTERN, PATTERNS, Domain, Port
 SERVER_PATTERN = r"^[a-z0-9][a-z0-9-]{0,31}$"
 USER_PATTERN = r"^[a-z_][a-z0-9_-]{0,31}$"
 HOST_KEY_PATTERN = r"^(ssh-ed25519|ecdsa-sha2-nistp(256|384|521)|ssh-rsa) [A-Za-z0-9+/]{40,1400}={0,2}$"
+FINGERPRINT_PATTERN = r"^SHA256:[A-Za-z0-9+/]{43}$"
 ENGINE_PATTERN = r"^(none|local|ssh|tcp://[a-z0-9.-]{1,253}:[0-9]{1,5})$"
 PATTERNS.update(
     {
         SERVER_PATTERN: "must be 1 to 32 lower-case letters, digits and hyphens, beginning with a letter or digit",
         USER_PATTERN: "must be a user name of lower-case letters, digits, hyphens and underscores",
         HOST_KEY_PATTERN: "must be a public host key like 'ssh-ed25519 AAAA…'",
+        FINGERPRINT_PATTERN: "must be a fingerprint as ssh-keygen -l shows it, SHA256: and 43 characters",
         ENGINE_PATTERN: "must be none, local, ssh or tcp://host:port",
     }
 )
@@ -53,6 +57,7 @@ ServerKey = Annotated[str, StringConstraints(pattern=SERVER_PATTERN, max_length=
 Address = Annotated[str, StringConstraints(min_length=1, max_length=253), AfterValidator(_address)]
 UserName = Annotated[str, StringConstraints(pattern=USER_PATTERN, max_length=32)]
 HostKey = Annotated[str, StringConstraints(pattern=HOST_KEY_PATTERN, max_length=1500)]
+Fingerprint = Annotated[str, StringConstraints(pattern=FINGERPRINT_PATTERN)]
 EngineAddress = Annotated[str, StringConstraints(pattern=ENGINE_PATTERN, max_length=270)]
 
 
@@ -86,6 +91,13 @@ class Server(BaseModel):
     def dump(self) -> dict[str, Any]:
         """The JSON form, without values that are defaults nobody chose."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+
+
+def fingerprint(host_key: str) -> str:
+    """The SHA-256 fingerprint of a public key `type base64`, as `ssh-keygen -l` shows it: unpadded base64 of the hash of
+    the key's bytes."""
+    digest = hashlib.sha256(base64.b64decode(host_key.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def entries_of(ssot: Mapping[str, Any]) -> Mapping[str, Any]:
