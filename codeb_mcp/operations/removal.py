@@ -55,8 +55,9 @@ class ProjectDeleteResult(RunAnswer):
 async def project_delete(ctx: Context, request: ProjectDeleteRequest) -> ProjectDeleteResult:
     """Delete a project: stop serving it, remove its containers, free its ports.
 
-    Its env files and their history are put aside, where a new project of that name does not get them. Refused while a deploy or promote of the project runs. Once begun it is carried
-    through: what cannot be reached now is taken up again later.
+    Its env files and their history are put aside, where a new project of that name does not get them. Refused while a
+    deploy or promote of the project runs. Once begun it is carried through: what cannot be reached now is taken up again
+    later.
     """
     if request.confirm != request.project_name:
         raise InvalidRequest(
