@@ -19,7 +19,7 @@ from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.evidence import Evidence, gather, own_hosts
 from codeb_mcp.operations.keys import PLATFORM_TEAM
-from codeb_mcp.operations.lost_keys import revoked_again
+from codeb_mcp.operations.lost_keys import ended_again
 from codeb_mcp.operations.setup import SSOT_VERSION
 from codeb_mcp.operations.state import environments, parse_slots
 from codeb_mcp.registry.files import FileStore
@@ -94,16 +94,22 @@ async def _restore(services: Services, store: FileStore, damage: Damage, evidenc
     """The newest kept version; when a newer one was known, what is lost with it is said loudly."""
     key, good = damage.key, damage.last_good_serial or 0
     lost, warning = damage.reached > good, ""
-    if lost and key == "api-keys":
-        doc, warning = await revoked_again(services, store, (await store.kept(key))[0])
+    # Also when no newer version is known: of one that is gone with its copy nothing tells.
+    ended = await ended_again(services, store, (await store.kept(key))[0]) if key == "api-keys" else None
+    if ended is not None and (ended.keys or lost):
+        warning = ended.said
+    if ended is not None and ended.keys:
         if apply:
-            await store.replace_damaged(key, doc)
+            await store.replace_damaged(key, ended.doc)
     elif apply:
         await store.restore(key, good)
         await _correct(services, store, key, evidence)
-    if not lost:
+    if not lost and not warning:
         return Rebuilt(key, "restored", f"version {good}; was: {damage.problem}")
-    said = f"VERSION {damage.reached} IS LOST WITH ITS CHANGES; version {good} restored"
+    gone = (
+        f"VERSION {damage.reached} IS LOST WITH ITS CHANGES" if lost else "NEWER VERSIONS ARE LOST WITH THEIR CHANGES"
+    )
+    said = f"{gone}; version {good} restored"
     return Rebuilt(key, "older", "; ".join(part for part in (said, warning, f"was: {damage.problem}") if part))
 
 
