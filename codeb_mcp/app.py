@@ -13,8 +13,10 @@ from codeb_mcp.drivers.clock import SystemClock
 from codeb_mcp.drivers.docker import DockerContainers
 from codeb_mcp.drivers.docker_images import DockerImages
 from codeb_mcp.drivers.flags import FlagTraffic
+from codeb_mcp.drivers.inspect import SocketInspector
 from codeb_mcp.drivers.kernel import KernelPorts
 from codeb_mcp.drivers.probe import HttpProber
+from codeb_mcp.drivers.ssh import SshHosts, SshSettings
 from codeb_mcp.log import configure_logging
 from codeb_mcp.model.errors import RegistryDamaged
 from codeb_mcp.operations.catalog import load_all
@@ -69,6 +71,19 @@ def build_drivers(settings: Settings) -> Drivers:
         prober=HttpProber(address=host, port=int(port), tls=proxy.tls, authority=proxy.root_certificate),
         ports=KernelPorts(),
         clock=SystemClock(),
+        hosts=SshHosts(ssh_settings(settings)),
+        inspect=SocketInspector(),
+    )
+
+
+def ssh_settings(settings: Settings) -> SshSettings:
+    """How the servers of the inventory are reached."""
+    ssh = settings.ssh
+    return SshSettings(
+        key_file=str(settings.ssh_key),
+        agent=str(ssh.agent) if ssh.agent else None,
+        connect_seconds=ssh.connect_seconds,
+        keepalive_seconds=ssh.keepalive_seconds,
     )
 
 
@@ -110,5 +125,6 @@ async def opened(settings: Settings, drivers: Drivers | None = None) -> AsyncIte
             services.drivers.images,
             services.drivers.proxy,
             services.drivers.prober,
+            services.drivers.hosts,
         ):
             await driver.close()

@@ -74,6 +74,15 @@ class PortSettings(_Section):
         return ranges
 
 
+class SshSettings(_Section):
+    """How servers of the inventory are logged in to. Times in seconds."""
+
+    key_file: Path | None = None
+    agent: Path | None = None
+    connect_seconds: float = Field(10.0, ge=0.5, le=120)
+    keepalive_seconds: float = Field(5.0, ge=0.5, le=300)
+
+
 class PreviewSettings(_Section):
     """Preview environments of pull requests."""
 
@@ -105,6 +114,7 @@ class Settings(_Section):
     ports: PortSettings = PortSettings()
     env: EnvSettings = EnvSettings()
     previews: PreviewSettings = PreviewSettings()
+    ssh: SshSettings = SshSettings()
 
     @property
     def registry(self) -> Path:
@@ -120,6 +130,11 @@ class Settings(_Section):
     def traffic(self) -> Path:
         """Where the proxy looks for the flag files."""
         return self.root / "traffic"
+
+    @property
+    def ssh_key(self) -> Path:
+        """The private key that logs in to the servers."""
+        return self.ssh.key_file or self.root / "ssh" / "id_ed25519"
 
     @property
     def run(self) -> Path:

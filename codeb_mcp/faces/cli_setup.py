@@ -11,6 +11,7 @@ import click
 
 from codeb_mcp import __version__
 from codeb_mcp.faces.cli_call import Manner, Surroundings, print_answer, with_services
+from codeb_mcp.faces.cli_doctor import doctor
 from codeb_mcp.faces.cli_keys import LONGEST, VARIABLE, save_key
 
 
@@ -150,4 +151,4 @@ def rebuild_registry(around: Surroundings, *, really: bool, as_json: bool) -> No
         click.echo("done" if really else "nothing was changed; repeat with --apply to do this")
 
 
-COMMANDS = (version, init, login, serve, stdio, housekeeping)
+COMMANDS = (version, init, login, serve, stdio, housekeeping, doctor)

@@ -76,6 +76,10 @@ SETTINGS_SAY: Mapping[str, str] = {
     "env.backup_folder": "Where the Backup server keeps its encrypted copies of variables",
     "env.backup_seconds": "How long a change of variables waits for its copy",
     "env.immutable_master": "Protect first versions like `chattr +i`, where the file system can",
+    "ssh.key_file": "Private key that logs in to the servers; without it `ssh/id_ed25519` below the root",
+    "ssh.agent": "Socket of an SSH agent whose keys are tried as well",
+    "ssh.connect_seconds": "How long a server may take to log in",
+    "ssh.keepalive_seconds": "A silent connection is asked for a sign of life, and given up after two of them",
     "previews.ttl_hours": "How long a preview environment stays unless the call says otherwise",
     "previews.per_project": "Preview environments that a project may have at once",
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from codeb_mcp.drivers.hosts import Hosts
+from codeb_mcp.drivers.hosts import Hosts, Inspector
 from codeb_mcp.drivers.protocols import Clock, Containers, Images, Ports, Prober, Proxy, Traffic
 from codeb_mcp.model.access import Principal
 from codeb_mcp.operations.env_copies import EnvCopies
@@ -55,7 +55,8 @@ class Drivers:
     prober: Prober
     ports: Ports
     clock: Clock
-    hosts: Hosts | None = None
+    hosts: Hosts
+    inspect: Inspector
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,13 @@ MODULES = (
     "logs",
     "members",
     "ports",
+    "previews",
     "projects",
     "removal",
     "repair",
     "runs_api",
+    "server_checks",
+    "servers",
     "slots",
 )
 

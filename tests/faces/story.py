@@ -90,6 +90,10 @@ STORY: tuple[tuple[str, Params], ...] = (
     ("audit_list", {"limit": 5}),
     ("audit_verify", {}),
     ("slot_stats", {}),
+    ("server_add", {"serverKey": "here", "host": "127.0.0.1", "role": "backup", "connection": "local"}),
+    ("server_list", {}),
+    ("server_check", {"serverKey": "nowhere"}),
+    ("server_remove", {"serverKey": "here", "confirm": "here"}),
     ("project_delete", {"projectName": "shop", "confirm": "shop"}),
 )
 

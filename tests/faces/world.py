@@ -21,6 +21,8 @@ from codeb_mcp.app import opened
 from codeb_mcp.drivers.clock import SystemClock
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
 from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
+from codeb_mcp.drivers.inspect import SocketInspector
+from codeb_mcp.drivers.ssh import SshHosts
 from codeb_mcp.faces.http import build_app, server_config
 from codeb_mcp.faces.logs import forward_library_logs
 from codeb_mcp.model.access import Principal, Role
@@ -42,6 +44,29 @@ class NoPorts:
     def listening(self) -> frozenset[int]:
         """See `Ports.listening`."""
         return frozenset()
+
+
+def fake_drivers(engine: FakeEngine, edge: FakeEdge) -> Drivers:
+    """An outside world in memory, with the real clock."""
+    return Drivers(
+        containers=FakeContainers(engine),
+        images=FakeImages(engine),
+        proxy=FakeProxy(edge),
+        traffic=FakeTraffic(edge),
+        prober=FakeProber(edge),
+        ports=NoPorts(),
+        clock=SystemClock(),
+        hosts=SshHosts(),
+        inspect=SocketInspector(),
+    )
+
+
+def opener_with_a_sick(image: str) -> Callable[[Settings], contextlib.AbstractAsyncContextManager[Services]]:
+    """What `opened` is, on an outside world of its own whose only image never gets healthy: for child processes."""
+    edge = FakeEdge()
+    engine = FakeEngine(apps=edge.apps)
+    engine.publish(image, "sick", HEALTH="fail")
+    return lambda settings: opened(settings, fake_drivers(engine, edge))
 
 
 @dataclass
@@ -111,16 +136,7 @@ async def open_world(root: Path, **server: Any) -> AsyncIterator[World]:
     """A world with teams `default` (which runs the installation), `acme` and `other`."""
     edge = FakeEdge()
     engine = FakeEngine(apps=edge.apps)
-    drivers = Drivers(
-        containers=FakeContainers(engine),
-        images=FakeImages(engine),
-        proxy=FakeProxy(edge),
-        traffic=FakeTraffic(edge),
-        prober=FakeProber(edge),
-        ports=NoPorts(),
-        clock=SystemClock(),
-    )
-    async with opened(settings_for(root, **server), drivers) as services:
+    async with opened(settings_for(root, **server), fake_drivers(engine, edge)) as services:
         log = io.StringIO()
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(log))
         forward_library_logs(services.log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.unit.operations.world import World, principal
 MEMBER = principal(Role.MEMBER)
 
 
-async def made(world: World, number: int = 12, **more: object) -> dict[str, object]:
+async def made(world: World, number: int = 12, **more: object) -> dict[str, Any]:
     return await world.call("preview_create", MEMBER, projectName="shop", pullRequest=number, **more)
 
 

@@ -15,10 +15,10 @@ from tests.unit.operations.world import OWNER, World, principal
 CATALOG = load_all()
 ROLES = {
     "viewer": {"slot_status", "slot_list", "team_list", "team_get", "member_list", "audit_list", "project_get", "project_list",
-               "operation_get", "operation_list", "logs_get", "health_check", "registry_check", "port_list", "preview_list"},
+               "operation_get", "operation_list", "logs_get", "health_check", "registry_check", "port_list", "server_list", "server_check", "preview_list"},
     "member": {"deploy", "promote", "rollback", "project_create", "project_update", "operation_resume", "operation_cancel",
                "preview_create", "preview_delete"},
-    "admin": {"slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
+    "admin": {"server_add", "server_remove", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
               "token_rotate", "project_delete", "audit_verify", "registry_repair"},
     "owner": {"team_create", "team_delete"},
 }  # fmt: skip
@@ -28,6 +28,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "token_create": {"name": "x", "role": "viewer"}, "token_revoke": {"tokenId": "key_x"}, "token_rotate": {"tokenId": "key_x"},
     "member_invite": {"name": "x"}, "member_remove": {"memberId": "mem_x"}, "team_create": {"teamId": "new", "name": "New"},
     "team_delete": {"confirm": "acme"}, "operation_get": {"operationId": "op_x"}, "operation_resume": {"operationId": "op_x"},
+    "server_add": {"serverKey": "here", "host": "127.0.0.1", "role": "backup", "connection": "local"},
+    "server_remove": {"serverKey": "nowhere", "confirm": "nowhere"}, "server_check": {"serverKey": "nowhere"},
     "preview_create": {"pullRequest": 12}, "preview_delete": {"pullRequest": 12}, "operation_cancel": {"operationId": "op_x"}, "registry_repair": {"driftIds": ["drift_x"]},
 }  # fmt: skip
 

@@ -14,6 +14,8 @@ import structlog
 
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
 from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
+from codeb_mcp.drivers.inspect import SocketInspector
+from codeb_mcp.drivers.ssh import SshHosts
 from codeb_mcp.model.access import Principal, Role
 from codeb_mcp.model.errors import CodebError, LockHeld
 from codeb_mcp.model.names import Environment, Slot
@@ -132,6 +134,8 @@ class World:
             prober=FakeProber(self.edge),
             ports=self.ports,
             clock=self.clock,
+            hosts=SshHosts(),
+            inspect=SocketInspector(),
         )
         log = structlog.wrap_logger(structlog.ReturnLogger(), processors=[self.logged])
         services = Services(self.settings, drivers, registry, Trail(registry.audit), Runs(), log)
@@ -150,6 +154,7 @@ class World:
         for services in (*self._former, self.services):
             await services.runs.close()
             await services.trail.close()
+            await services.drivers.hosts.close()
 
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,281 @@
+"""Is a server ready for its role? Each check asks the real thing and says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from pydantic import Field
+
+from codeb_mcp.drivers.hosts import Host
+from codeb_mcp.model.access import Reach, Role
+from codeb_mcp.model.errors import CodebError, ReleaseUnhealthy
+from codeb_mcp.model.redaction import clean_text
+from codeb_mcp.model.server import Server, ServerKey, ServerRole
+from codeb_mcp.model.server_facts import (
+    Finding,
+    Health,
+    Listener,
+    judge_clock,
+    judge_disks,
+    judge_listeners,
+    judge_registered_ports,
+    judge_root_login,
+    listeners,
+)
+from codeb_mcp.model.slot import SlotState
+from codeb_mcp.operations.catalog import Effect, Request, Result, operation
+from codeb_mcp.operations.context import Context, Services
+from codeb_mcp.operations.servers import load_server, load_servers
+from codeb_mcp.operations.state import environments
+
+ASK_SECONDS = 10.0
+MISSING = 127
+"""The exit status of a command that is not there, as shells have it."""
+AT_ONCE = 32
+"""Servers that are asked at the same time."""
+
+Check = Callable[["Probe"], Awaitable[Sequence[Finding]]]
+
+
+class ServerCheckRequest(Request):
+    """What to check."""
+
+    server_key: ServerKey | None = Field(None, description="One server; all of the inventory if not given")
+
+
+class CheckAnswer(Result):
+    """One check of one server."""
+
+    server_key: str
+    check: str
+    status: Health
+    message: str
+    hint: str | None = None
+
+
+class ServerCheckResult(Result):
+    """`status` is the worst of all checks; `unknown` counts as `warn`."""
+
+    status: Health
+    servers: int
+    checks: list[CheckAnswer]
+    summary: str
+
+    @property
+    def exit_code(self) -> int:
+        """That of something unhealthy when a check failed."""
+        return ReleaseUnhealthy.exit_code if self.status is Health.FAIL else 0
+
+
+@operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.PLATFORM, long=True)
+async def server_check(ctx: Context, request: ServerCheckRequest) -> ServerCheckResult:
+    """Check servers for their role: login, clock, disk, open ports, root login, and engine, proxy, PostgreSQL, Redis,
+    Centrifugo or Prometheus as the role has them. Nothing is changed."""
+    if request.server_key is not None:
+        wanted = {request.server_key: await load_server(ctx.store, request.server_key)}
+    else:
+        wanted = await load_servers(ctx.store)
+    return await checked(ctx.services, wanted)
+
+
+async def checked(services: Services, servers: dict[str, Server]) -> ServerCheckResult:
+    """All checks of these servers, many servers at once."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(key: str, server: Server) -> list[CheckAnswer]:
+        async with gate:
+            found = await Probe(services, services.drivers.hosts.at(key, server), server).run()
+        return [
+            CheckAnswer(server_key=key, check=it.check, status=it.status, message=it.message, hint=it.hint or None)
+            for it in found
+        ]
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(key, server)) for key, server in servers.items()]
+    answers = [answer for task in tasks for answer in task.result()]
+    counts = {health: sum(answer.status is health for answer in answers) for health in Health}
+    worst = next((one for one in (Health.FAIL, Health.WARN) if counts[one]), Health.OK)
+    if worst is Health.OK and counts[Health.UNKNOWN]:
+        worst = Health.WARN
+    said = ", ".join(f"{count} {health}" for health, count in counts.items() if count) or "nothing to check"
+    return ServerCheckResult(
+        status=worst, servers=len(servers), checks=answers, summary=f"{len(servers)} servers: {said}"
+    )
+
+
+class Probe:
+    """One server being asked."""
+
+    def __init__(self, services: Services, host: Host, server: Server) -> None:
+        self.services = services
+        self.host = host
+        self.server = server
+        self.listening: list[Listener] = []
+
+    async def run(self) -> list[Finding]:
+        """Its findings; when nobody answers, only that."""
+        login = await self._asked("login", _login)
+        if login[0].status is not Health.OK:
+            return login
+        ports = await self._asked("ports", _sockets)
+        checks = (("clock", _clock), ("disk", _disk), ("root_login", _root_login), ("system", _system))
+        mine = (*checks, *ROLE_CHECKS[self.server.role])
+        rest = await asyncio.gather(*(self._asked(name, check) for name, check in mine))
+        return [*login, *ports, *(finding for found in rest for finding in found)]
+
+    async def _asked(self, name: str, check: Check) -> list[Finding]:
+        try:
+            async with asyncio.timeout(ASK_SECONDS * 2):
+                return list(await check(self))
+        except CodebError as error:
+            status = Health.FAIL if name == "login" else Health.UNKNOWN
+            return [Finding(name, status, error.message, error.hint)]
+        except TimeoutError:
+            return [
+                Finding(name, Health.FAIL, f"no answer within {ASK_SECONDS * 2:.0f} s", "Look at the server itself.")
+            ]
+
+    async def said(self, *argv: str) -> str | None:
+        """What a command prints; None when it is not there or fails."""
+        done = await self.host.run(argv, timeout_seconds=ASK_SECONDS)
+        return done.stdout.decode("utf-8", "replace") if done.ok else None
+
+
+async def _login(probe: Probe) -> list[Finding]:
+    done = await probe.host.run(["id", "-un"], timeout_seconds=ASK_SECONDS)
+    who = done.stdout.decode("utf-8", "replace").strip()
+    return [Finding("login", Health.OK, f"logged in as {clean_text(who, limit=40)}")]
+
+
+async def _sockets(probe: Probe) -> list[Finding]:
+    tables = [await probe.said("cat", "/proc/net/tcp"), await probe.said("cat", "/proc/net/tcp6")]
+    if tables[0] is None:
+        return [Finding("exposed_ports", Health.UNKNOWN, "/proc/net/tcp cannot be read", "Check the user's rights.")]
+    probe.listening = [one for table in tables if table for one in listeners(table)]
+    return judge_listeners(probe.listening)
+
+
+async def _clock(probe: Probe) -> list[Finding]:
+    before = time.time()
+    said = await probe.said("date", "+%s.%N")
+    after = time.time()
+    if said is None:
+        return [Finding("clock", Health.UNKNOWN, "date did not answer")]
+    return [judge_clock(float(said.strip()) - (before + after) / 2, (after - before) / 2)]
+
+
+async def _disk(probe: Probe) -> list[Finding]:
+    said = await probe.said("df", "-P", "-B1", "/", "/opt", "/var")
+    return judge_disks(said or "")
+
+
+async def _root_login(probe: Probe) -> list[Finding]:
+    said = await probe.said("cat", "/etc/ssh/sshd_config")
+    if said is None:
+        return [Finding("root_login", Health.UNKNOWN, "/etc/ssh/sshd_config cannot be read")]
+    return [judge_root_login(said)]
+
+
+async def _system(probe: Probe) -> list[Finding]:
+    said = await probe.said("cat", "/etc/os-release")
+    name = next(
+        (line.partition("=")[2].strip('"') for line in (said or "").splitlines() if line.startswith("PRETTY")), ""
+    )
+    kernel = (await probe.said("uname", "-r") or "").strip()
+    return [Finding("system", Health.OK, clean_text(f"{name or 'unknown system'}, Linux {kernel}", limit=120))]
+
+
+async def _engine(probe: Probe) -> list[Finding]:
+    address = await engine_address(probe.host, probe.server)
+    if address is None:
+        return [Finding("engine", Health.OK, "none wanted")]
+    engine = await probe.services.drivers.inspect.engine(address)
+    free = "" if engine.free_bytes is None else f", {engine.free_bytes >> 20} MiB free"
+    return [Finding("engine", Health.OK, f"Docker Engine {engine.version}{free}")]
+
+
+async def engine_address(host: Host, server: Server) -> str | None:
+    """The address under which this machine reaches the server's container engine; None when it has none."""
+    wanted = server.engine or ("ssh" if server.connection == "ssh" else "local")
+    if wanted == "none":
+        return None
+    if wanted.startswith("tcp://"):
+        return wanted
+    return "unix://" + await host.socket("/var/run/docker.sock")
+
+
+async def _http(probe: Probe, name: str, target: str, path: str) -> Finding:
+    status, head = await probe.services.drivers.inspect.http(await probe.host.socket(target), path)
+    good = Health.OK if status == 200 else Health.FAIL
+    said = f"{target}{path} answers {status}" + (f" {clean_text(head, limit=60)}" if status != 200 else "")
+    return Finding(name, good, said, "" if good is Health.OK else f"Look at {name} on the server.")
+
+
+async def _caddy(probe: Probe) -> list[Finding]:
+    return [await _http(probe, "proxy", "127.0.0.1:2019", "/config/admin")]
+
+
+async def _centrifugo(probe: Probe) -> list[Finding]:
+    return [await _http(probe, "centrifugo", "127.0.0.1:8000", "/health")]
+
+
+async def _prometheus(probe: Probe) -> list[Finding]:
+    return [await _http(probe, "prometheus", "127.0.0.1:9090", "/-/ready")]
+
+
+async def _rsync(probe: Probe) -> list[Finding]:
+    said = await probe.said("rsync", "--version")
+    if said is None:
+        return [Finding("rsync", Health.FAIL, "rsync is not installed", "Install the package rsync.")]
+    return [Finding("rsync", Health.OK, clean_text(said.splitlines()[0], limit=80))]
+
+
+async def _postgres(probe: Probe) -> list[Finding]:
+    done = await probe.host.run(["pg_isready", "-h", "127.0.0.1", "-p", "5432"], timeout_seconds=ASK_SECONDS)
+    if done.status == MISSING:
+        return [
+            Finding("postgresql", Health.FAIL, "pg_isready is not installed", "Install PostgreSQL with its client.")
+        ]
+    said = clean_text(done.stdout.decode("utf-8", "replace").strip(), limit=100)
+    if not done.ok:
+        return [Finding("postgresql", Health.FAIL, said or "no answer", "Start PostgreSQL, or look at its log.")]
+    clusters = (await probe.said("pg_lsclusters", "-h") or "").split()
+    version = f", version {clusters[0]}" if clusters else ""
+    return [Finding("postgresql", Health.OK, f"{said}{version}")]
+
+
+async def _redis(probe: Probe) -> list[Finding]:
+    done = await probe.host.run(["redis-cli", "-h", "127.0.0.1", "-p", "6379", "ping"], timeout_seconds=ASK_SECONDS)
+    if done.status == MISSING:
+        return [Finding("redis", Health.FAIL, "redis-cli is not installed", "Install Redis with its tools.")]
+    said = clean_text((done.stdout + done.stderr).decode("utf-8", "replace").strip(), limit=100)
+    # Who asks for a password is there; whether ours is right is another question.
+    if done.ok and said.startswith(("PONG", "NOAUTH")):
+        version = (await probe.said("redis-server", "--version") or "").partition("v=")[2].partition(" ")[0]
+        return [
+            Finding("redis", Health.OK, f"answers{', version ' + clean_text(version, limit=20) if version else ''}")
+        ]
+    return [Finding("redis", Health.FAIL, said or "no answer", "Start Redis, or look at its log.")]
+
+
+async def _slots(probe: Probe) -> list[Finding]:
+    """The ports that the registry says are in use."""
+    if probe.server.connection != "local":
+        return []
+    expected = {
+        record.port: f"{slots.key} {record.name}"
+        for slots in await environments(probe.services.store)
+        for record in (slots.blue, slots.green)
+        if record.state is not SlotState.EMPTY
+    }
+    return judge_registered_ports(probe.listening, expected)
+
+
+ROLE_CHECKS: dict[ServerRole, tuple[tuple[str, Check], ...]] = {
+    ServerRole.APPLICATION: (("engine", _engine), ("proxy", _caddy), ("registered_ports", _slots)),
+    ServerRole.STREAMING: (("centrifugo", _centrifugo),),
+    ServerRole.DATABASE: (("postgresql", _postgres), ("redis", _redis)),
+    ServerRole.BACKUP: (("rsync", _rsync), ("prometheus", _prometheus)),
+}
