@@ -176,15 +176,17 @@ def container_spec(run: Performer, detail: Mapping[str, Any]) -> tuple[Container
 @step("check_health")
 async def check_health(run: Performer, action: Action) -> Mapping[str, Any]:
     """Wait until the release answers as it should."""
-    if action.detail["skip"]:
-        return {"path": None, "skipped": True}
-    health = HealthCheck.model_validate(action.detail["health"])
+    return {"path": None, "skipped": True} if action.detail["skip"] else await _wait_healthy(run, action)
+
+
+async def _wait_healthy(run: Performer, action: Action) -> Mapping[str, Any]:
+    detail = action.detail
     return await wait_healthy(
         run.drivers.containers,
         run.drivers.prober,
-        action.detail["name"],
-        action.detail["port"],
-        health,
+        detail["name"],
+        detail["port"],
+        HealthCheck.model_validate(detail["health"]),
         lambda fraction, text: run.report(action, fraction, text),
     )
 
@@ -227,15 +229,7 @@ async def publish_preview(run: Performer, action: Action) -> Mapping[str, Any]:
 async def check_target(run: Performer, action: Action) -> Mapping[str, Any]:
     """The container runs the deployed image and is healthy right now."""
     await require_image(run.drivers.containers, action.detail["name"], action.detail["imageId"])
-    health = HealthCheck.model_validate(action.detail["health"])
-    return await wait_healthy(
-        run.drivers.containers,
-        run.drivers.prober,
-        action.detail["name"],
-        action.detail["port"],
-        health,
-        lambda fraction, text: run.report(action, fraction, text),
-    )
+    return await _wait_healthy(run, action)
 
 
 @step("ensure_route")

@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 
 from codeb_mcp.app import opened
-from codeb_mcp.drivers.clock import SystemClock
-from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
-from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
+from codeb_mcp.drivers.fake_proxy import FakeEdge
+from codeb_mcp.drivers.fakes import FakeEngine
 from codeb_mcp.faces.cli import run
 from codeb_mcp.faces.cli_call import Surroundings
 from codeb_mcp.faces.cli_flags import flags_of
 from codeb_mcp.operations.catalog import Operation, load_all
-from codeb_mcp.operations.context import Drivers, Services
+from codeb_mcp.operations.context import Services
 from codeb_mcp.settings import Settings
-from tests.faces.world import NoPorts
+from tests.faces.world import fake_drivers
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,9 @@ class CliWorld:
         self.engine = FakeEngine(apps=self.edge.apps)
         self._capsys = capsys
 
-    def drivers(self) -> Drivers:
-        """An outside world in memory."""
-        return Drivers(
-            containers=FakeContainers(self.engine),
-            images=FakeImages(self.engine),
-            proxy=FakeProxy(self.edge),
-            traffic=FakeTraffic(self.edge),
-            prober=FakeProber(self.edge),
-            ports=NoPorts(),
-            clock=SystemClock(),
-        )
-
     def open(self, settings: Settings) -> AbstractAsyncContextManager[Services]:
         """The installation of this world."""
-        return opened(settings, self.drivers())
+        return opened(settings, fake_drivers(self.engine, self.edge))
 
     def __call__(self, *words: str, environ: Mapping[str, str] | None = None) -> Said:
         """Run `codeb WORDS`."""

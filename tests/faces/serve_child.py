@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractAsyncContextManager
 
-from codeb_mcp.app import opened
-from codeb_mcp.drivers.clock import SystemClock
-from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
-from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
 from codeb_mcp.faces import http
 from codeb_mcp.faces.cli import run
-from codeb_mcp.operations.context import Drivers, Services
-from codeb_mcp.settings import Settings
-from tests.faces.world import NoPorts
+from tests.faces.world import opener_with_a_sick
 
 
 def main() -> int:
     """Serve as the real command does, with its real signals and sockets."""
-    edge = FakeEdge()
-    engine = FakeEngine(apps=edge.apps)
-    engine.publish("ghcr.io/acme/slow:sick", "sick", HEALTH="fail")
-    drivers = Drivers(
-        containers=FakeContainers(engine),
-        images=FakeImages(engine),
-        proxy=FakeProxy(edge),
-        traffic=FakeTraffic(edge),
-        prober=FakeProber(edge),
-        ports=NoPorts(),
-        clock=SystemClock(),
-    )
-
-    def installation(settings: Settings) -> AbstractAsyncContextManager[Services]:
-        return opened(settings, drivers)
-
-    vars(http)["opened"] = installation
+    vars(http)["opened"] = opener_with_a_sick("ghcr.io/acme/slow:sick")
     return run(["serve"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -25,3 +25,17 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     made = await initialised(tmp_path / "codeb")
     yield made
     await made.close()
+
+
+@pytest.fixture
+async def worlds(tmp_path: Path) -> AsyncIterator[Callable[[], Awaitable[World]]]:
+    """A new world at each call."""
+    made: list[World] = []
+
+    async def another() -> World:
+        made.append(await initialised(tmp_path / f"codeb{len(made)}"))
+        return made[-1]
+
+    yield another
+    for world in made:
+        await world.close()

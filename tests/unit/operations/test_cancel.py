@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -17,21 +16,7 @@ from codeb_mcp.model.names import lease_name
 from codeb_mcp.operations import deploys, runner
 from tests.unit.operations.mortality import Stopped
 from tests.unit.operations.test_crashes import FEWEST_MOMENTS, HERE, SCENES, Scene
-from tests.unit.operations.world import World, bounded, initialised, principal
-
-
-@pytest.fixture
-async def worlds(tmp_path: Path) -> AsyncIterator[Callable[[], Awaitable[World]]]:
-    """A new world at each call."""
-    made: list[World] = []
-
-    async def another() -> World:
-        made.append(await initialised(tmp_path / f"codeb{len(made)}"))
-        return made[-1]
-
-    yield another
-    for world in made:
-        await world.close()
+from tests.unit.operations.world import World, bounded, principal
 
 
 async def _run_id(world: World) -> str:

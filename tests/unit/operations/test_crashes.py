@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from codeb_mcp.model.errors import NotFound
 from tests.unit.operations.mortality import Stopped, run_until, take_up
-from tests.unit.operations.world import World, initialised
+from tests.unit.operations.world import World
 
 FEWEST_MOMENTS = 6
 
@@ -69,20 +68,6 @@ SCENES = {
     "rollback": Scene("rollback", HERE, _v2_live, ("v1", "v2"), ("v1",), (("active", "grace"),)),
     "cleanup": Scene("slot_cleanup", {**HERE, "force": True}, _v2_live, ("v2",), ("v2",), (("empty", "active"),)),
 }
-
-
-@pytest.fixture
-async def worlds(tmp_path: Path) -> AsyncIterator[Callable[[], Awaitable[World]]]:
-    """A new world at each call."""
-    made: list[World] = []
-
-    async def another() -> World:
-        made.append(await initialised(tmp_path / f"codeb{len(made)}"))
-        return made[-1]
-
-    yield another
-    for world in made:
-        await world.close()
 
 
 async def _moments(worlds: Callable[[], Awaitable[World]], scene: Scene) -> AsyncIterator[tuple[World, Stopped]]:
