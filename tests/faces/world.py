@@ -21,6 +21,8 @@ from codeb_mcp.app import opened
 from codeb_mcp.drivers.clock import SystemClock
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
 from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
+from codeb_mcp.drivers.inspect import SocketInspector
+from codeb_mcp.drivers.ssh import SshHosts
 from codeb_mcp.faces.http import build_app, server_config
 from codeb_mcp.faces.logs import forward_library_logs
 from codeb_mcp.model.access import Principal, Role
@@ -54,6 +56,8 @@ def fake_drivers(engine: FakeEngine, edge: FakeEdge) -> Drivers:
         prober=FakeProber(edge),
         ports=NoPorts(),
         clock=SystemClock(),
+        hosts=SshHosts(),
+        inspect=SocketInspector(),
     )
 
 
