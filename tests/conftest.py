@@ -18,6 +18,7 @@ import pytest
 
 from tests.lab.engine import Engine, PrivateEngine, shared_engine
 from tests.lab.engine import spare_engine as start_spare_engine
+from tests.lab.hosts import LabHosts, shared_hosts
 from tests.lab.ports import FreePorts
 from tests.lab.registry import Registry, shared_registry
 from tests.lab.samples import SampleImages
@@ -28,8 +29,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("codeb")
 
-PARTS = frozenset({"docker", "spare-engine", "registry", "caddy", "caddy-debian", "strace", "node"})
+PARTS = frozenset({"docker", "spare-engine", "registry", "caddy", "caddy-debian", "strace", "node", "hosts"})
 NEEDED_BY_FIXTURE = {
+    "hosts": {"hosts"},
     "engine": {"docker"},
     "spare_engine": {"docker", "spare-engine"},
     "registry": {"registry"},
@@ -37,6 +39,11 @@ NEEDED_BY_FIXTURE = {
     "sample_images": {"docker", "registry"},
 }
 SWITCH = "CODEB_TEST_WITHOUT"
+
+
+def pytest_configure() -> None:
+    """Refuse an unknown part at once: in a worker of pytest-xdist the refusal would not be seen."""
+    _unwanted_parts()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,6 +69,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"NOT TESTED: {part} ({number} tests left out by {SWITCH})", red=True)
 
 
+def _leave_out_without(*parts: str) -> None:
+    """For a fixture that a test asks for while it runs, which nobody sees when the tests are collected."""
+    missing = sorted(_unwanted_parts().intersection(parts))
+    if missing:
+        pytest.skip(f"{SWITCH} names {', '.join(missing)}")
+
+
 def _unwanted_parts() -> set[str]:
     unwanted = {part.strip() for part in os.environ.get(SWITCH, "").split(",") if part.strip()}
     if unwanted - PARTS:
@@ -82,15 +96,26 @@ def _needed_parts(item: pytest.Item) -> set[str]:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """A container engine that all tests of the run share: use own names, leave others' containers alone."""
+    _leave_out_without(*NEEDED_BY_FIXTURE["engine"])
     found, hold = shared_engine()
     yield found
     if hold is not None:
         hold.release()
 
 
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[LabHosts]:
+    """Five servers that all tests of the machine share: `hosts.alone("spare")` before you break one."""
+    _leave_out_without(*NEEDED_BY_FIXTURE["hosts"])
+    lab, hold = shared_hosts()
+    yield lab
+    hold.release()
+
+
 @pytest.fixture
 def spare_engine() -> Iterator[PrivateEngine]:
     """An engine for this test alone: `kill()` and `start()` as you like."""
+    _leave_out_without(*NEEDED_BY_FIXTURE["spare_engine"])
     own = start_spare_engine()
     yield own
     own.stop()
@@ -99,6 +124,7 @@ def spare_engine() -> Iterator[PrivateEngine]:
 @pytest.fixture(scope="session")
 def registry() -> Iterator[Registry]:
     """An image registry without users that all tests of the run share."""
+    _leave_out_without(*NEEDED_BY_FIXTURE["registry"])
     found, hold = shared_registry()
     yield found
     hold.release()
@@ -107,6 +133,7 @@ def registry() -> Iterator[Registry]:
 @pytest.fixture
 def locked_registry(free_ports: FreePorts) -> Iterator[Registry]:
     """A registry for this test alone that wants a login: user `anna`, password `right-horse`."""
+    _leave_out_without(*NEEDED_BY_FIXTURE["locked_registry"])
     with tempfile.TemporaryDirectory(prefix="codeb-registry-") as folder:
         own = Registry(Path(folder, "registry"), free_ports(), {"anna": "right-horse"})
         own.start()

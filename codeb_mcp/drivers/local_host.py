@@ -177,11 +177,11 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
     """End it with its group, also when it has ended and left somebody behind who writes to its pipes."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+    # Somebody may keep the pipes open for ever, and asyncio waits for them; it has no public way to close our ends.
+    process._transport.close()  # type: ignore[attr-defined]
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(KILLED_SECONDS):
             await process.wait()
-    # Whoever left the group may keep the pipes open for ever; asyncio has no public way to close our ends.
-    process._transport.close()  # type: ignore[attr-defined]
 
 
 def _environment() -> dict[str, str]:
