@@ -139,6 +139,19 @@ def operation_command(operation: Operation) -> click.Command:
     return command
 
 
+WITH_CHECKOUT = frozenset({"workflow_init", "workflow_scan"})
+"""Operations whose command also reads or writes the files of a checkout."""
+
+
+def command_of(operation: Operation) -> click.Command:
+    """The command of one operation, as its flags make it or with a checkout at hand."""
+    if operation.name not in WITH_CHECKOUT:
+        return operation_command(operation)
+    from codeb_mcp.faces import cli_workflow
+
+    return cli_workflow.command(operation, manner_options)
+
+
 def confirmed(operation: Operation, flags: list[Flag], arguments: dict[str, Any], *, yes: bool) -> dict[str, Any]:
     """The arguments, once a person or `--yes` has agreed to lose something. Raises InvalidRequest when nobody can be
     asked, Abort when the person says no."""
@@ -209,12 +222,12 @@ class Root(click.Group):
 def _of_catalog(catalog: Catalog, name: str, own: click.Command | None) -> click.Command | None:
     true_name = catalog.aliases.get(name, name)
     if true_name in catalog:
-        return operation_command(catalog[true_name])
+        return command_of(catalog[true_name])
     members = [one for one in catalog if command_words(one)[0] == name]
     if not members:
         return own
     extra: Mapping[str, click.Command] = own.commands if isinstance(own, click.Group) else {}
-    verbs = {command_words(one)[1]: operation_command(catalog[one]) for one in members}
+    verbs = {command_words(one)[1]: command_of(catalog[one]) for one in members}
     listed = ", ".join(sorted({*verbs, *extra}))
     return Noun(name, commands={**verbs, **extra}, short_help=listed, help=f"{name}: {listed}", context_settings=WIDTH)
 

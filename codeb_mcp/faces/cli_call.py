@@ -104,6 +104,15 @@ def carry_out(wanted: Wanted, around: Surroundings, manner: Manner) -> int:
     return exit_code_of(body, wanted.operation)
 
 
+def asked(wanted: Wanted, around: Surroundings, manner: Manner) -> Body:
+    """The answer of a short call, for commands that do more with it than print it. Raises like `carry_out`."""
+    heard = Heard(Silence())
+    unprinted: list[Body] = []
+    remote = manner.connect is not None
+    work = _remotely(wanted, around, manner, heard) if remote else _locally(wanted, around, heard, unprinted.append)
+    return asyncio.run(interruptible(work, heard)) or unprinted[0]
+
+
 def exit_code_of(body: Body, operation: Operation | None) -> int:
     """What the result of the operation says, also when it came from a server."""
     if operation is None:

@@ -202,7 +202,7 @@ def _pinned(flow: Workflow, uses: Any) -> Iterator[Finding]:
     if pinned:
         return
     fix = "Name the full commit, with the version as a comment: owner/action@<40 digits> # v1.2.3."
-    moving = not action or version in ("main", "master", "latest", "HEAD")
+    moving = (not action and not name.startswith("docker://")) or version in ("main", "master", "latest", "HEAD")
     problem = f"{name[:100]} can become other code at any time"
     make = error if moving else warning
     yield make("unpinned-action", flow.file, problem, fix, _line(uses))

@@ -22,6 +22,7 @@ MODULES = (
     "server_checks",
     "servers",
     "slots",
+    "workflow",
 )
 
 

@@ -24,6 +24,8 @@ from codeb_mcp.operations.ownership import require_project, require_scope, requi
 from codeb_mcp.registry.audit import AuditRecord
 
 ARGUMENTS_LIMIT = 8_000
+NEED_NOT_EXIST = frozenset({"project_create", "workflow_init"})
+"""Operations that may name a project before there is one; they tell nothing about a stranger's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ async def _require_own(services: Services, operation: Operation, caller: Princip
         one, several = said.get("environment"), said.get("environments", ())
         named = [one] if one is not None else list(several)
         require_scope(caller, project, named, changes=operation.effect is not Effect.READ)
-        if operation.name != "project_create":
+        if operation.name not in NEED_NOT_EXIST:
             await require_project(services.store, caller, project)
     elif operation.reach is Reach.PROJECT:
         raise NotFound(f"{operation.name} names no project", hint="Say projectName.")

@@ -29,6 +29,8 @@ SUBJECT: dict[str, Any] = {
     "role": "viewer",
     "name": "somebody",
     "teamId": "",
+    "type": "go",
+    "files": {"Dockerfile": "FROM scratch"},
     "pullRequest": 404,
     "serverKey": "nowhere",
     "host": "127.0.0.1",
