@@ -157,7 +157,7 @@ _PLACEHOLDERS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a value to be changed", re.compile(r"(?i)(please[-_ ]?)?(change|replace|fill|edit|set|insert|update)[-_ ]?(me|this|it|in)\b.*")),
     ("a row of x", re.compile(r"(?i)x{3,}|x+([-_.]x+)+|\*{3,}|\.{3,}|_{3,}")),
     ("a word in angle brackets", re.compile(r"<[^<>]*>|\[(your|insert|enter)[^\]]*\]|\{\{[^{}]*\}\}", re.I)),
-    ("the words of a template", re.compile(r"(?i)((insert|enter|put|add|paste)[-_ ])?(the[-_ ])?your[-_][a-z0-9_ -]{1,60}|(insert|enter|put|add|paste)[-_ ](your|the|a)[-_ ].{1,60}|my[-_]?(secret|password|token|api[-_]?key|key)")),
+    ("the words of a template", re.compile(r"(?i)((insert|enter|put|add|paste)[-_ ])?(the[-_ ])?your[-_][a-z0-9_. -]{1,60}|(insert|enter|put|add|paste)[-_ ](your|the|a)[-_ ].{1,60}|my[-_]?(secret|password|token|api[-_]?key|key)")),
     ("a note to do it later", re.compile(r"(?i)(todo|tbd|fixme|tba)\b.*|to[-_ ]be[-_ ].*|placeholder|n/?a|none yet|undefined")),
     ("an example", re.compile(r"(?i)(some[-_ ]?|an?[-_ ]|the[-_ ])?(example|sample|dummy|fake|secret|password|pass|passwd)([-_ ]?(value|key|secret|token|password|here))?")),
     ("an example address", re.compile(r"(?i)[a-z0-9+.-]+://(user|username|your[^:@/]*):(pass|password|secret|your[^@]*)@.*")),

@@ -186,12 +186,18 @@ class EnvHistory:
             log = read_log(
                 self._keys.log_key(), read_file(path, LARGEST_LOG)[0], self._project, self._environment, path
             )
-        self._remove_uncommitted(log, versions)
+        strays = self._uncommitted(log, versions)
+        if log.entries:
+            self._check_ends(log)
+        # Only now is it certain that what is there is what a crash leaves.
+        for one in strays:
+            self._disk.unlink(f"{self.folder}/{one}.env")
         if log.entries:
             self._finish(log)
         return log
 
-    def _remove_uncommitted(self, log: EnvLog, present: set[str]) -> None:
+    def _uncommitted(self, log: EnvLog, present: set[str]) -> list[str]:
+        """Version files that a crash left before the commit; raises RegistryDamaged for any other difference."""
         known = {entry.version for entry in log.entries}
         if missing := sorted(known - present):
             raise damaged(f"{self.folder}/{missing[0]}.env", "the log names this version, and it is missing")
@@ -199,25 +205,28 @@ class EnvHistory:
         strays = sorted(present - known)
         if strays and (len(strays) > _GROUP or any(not is_version(one) or one < newest for one in strays)):
             raise damaged(f"{self.folder}/{strays[0]}.env", "the log knows nothing of this version")
-        for one in strays:
-            self._disk.unlink(f"{self.folder}/{one}.env")
+        return strays
+
+    def _check_ends(self, log: EnvLog) -> None:
+        """Raise RegistryDamaged unless `master.env` and `current.env` are right, or as a crash leaves them."""
+        first, last = log.entries[0], log.entries[-1]
+        current, master = self._hash(CURRENT), self._hash(MASTER)
+        fresh = len(log.entries) <= _GROUP and current is None
+        if master != first.sha256 and not (fresh and master is None):
+            raise damaged(f"{self.folder}/{MASTER}", "it is missing or is not the first version any more")
+        before = log.entries[-2].sha256 if len(log.entries) > 1 else last.sha256
+        if current not in (last.sha256, before) and not fresh:
+            raise damaged(f"{self.folder}/{CURRENT}", "it is neither the newest version of the log nor the one before")
 
     def _finish(self, log: EnvLog) -> None:
         """`master.env` and `current.env` as the log has them."""
         first, last = log.entries[0], log.entries[-1]
-        current, master = self._hash(CURRENT), self._hash(MASTER)
-        fresh = len(log.entries) <= _GROUP and current is None
-        if master is None and fresh:
+        if self._hash(MASTER) is None:
             put(self._disk, f"{self.folder}/{MASTER}", self._read(first))
             if self.immutable:
                 make_immutable(f"{self.folder}/{MASTER}")
-        elif master != first.sha256:
-            raise damaged(f"{self.folder}/{MASTER}", "it is missing or is not the first version any more")
-        if current == last.sha256:
-            return
-        if not fresh and (len(log.entries) < 2 or current != log.entries[-2].sha256):
-            raise damaged(f"{self.folder}/{CURRENT}", "it is neither the newest version of the log nor the one before")
-        put(self._disk, f"{self.folder}/{CURRENT}", self._read(last))
+        if self._hash(CURRENT) != last.sha256:
+            put(self._disk, f"{self.folder}/{CURRENT}", self._read(last))
 
     def _read(self, entry: EnvVersion) -> bytes:
         path = f"{self.folder}/{entry.version}.env"

@@ -293,13 +293,14 @@ async def test_promote_is_refused_when_the_contract_is_broken_by_then_and_rollba
 
 async def test_a_contract_with_a_pattern_that_is_none_is_refused(world: World) -> None:
     await world.project()
-    for rules in (
+    contracts: list[dict[str, Any]] = [
         {"A": {"pattern": "("}},
         {"A": {"pattern": "a" * 201}},
         {"a-b": {}},
         {"A": {"colour": 1}},
         {"PORT": {}},
-    ):
+    ]
+    for rules in contracts:
         await world.refused("invalid_request", "project_update", projectName="shop", envContract=rules)
     large = {f"A{n}": {"description": "d" * 200} for n in range(100)}
     await world.refused("invalid_request", "project_update", projectName="shop", envContract=large)
