@@ -35,10 +35,12 @@ class Request(BaseModel):
     """What a caller says: camelCase on the wire, unknown parameters refused by name.
 
     `secret` names the wire's parameters that are there to carry secrets: they may hold what elsewhere would be refused, and
-    nothing of their values is kept in the audit trail.
+    nothing of their values is kept in the audit trail. `about` names the environments that a request without such a
+    parameter is about; none means all of the project.
     """
 
     secret: ClassVar[frozenset[str]] = frozenset()
+    about: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(
         frozen=True,

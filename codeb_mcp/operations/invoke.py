@@ -170,7 +170,7 @@ async def _require_own(services: Services, operation: Operation, caller: Princip
     project = said.get("project_name")
     if project is not None:
         one, several = said.get("environment"), said.get("environments", ())
-        named = [one] if one is not None else list(several)
+        named = [one] if one is not None else list(several or type(request).about)
         require_scope(caller, project, named, changes=operation.effect is not Effect.READ)
         if operation.name not in NEED_NOT_EXIST:
             await require_project(services.store, caller, project)

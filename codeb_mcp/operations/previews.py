@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError
 
@@ -31,6 +31,8 @@ HOUR_LIMIT = 24 * 90
 
 class PreviewRequest(Request):
     """The preview of one pull request."""
+
+    about: ClassVar[tuple[str, ...]] = (Environment.PREVIEW,)
 
     project_name: ProjectName = Field(description="Project that the pull request is of")
     pull_request: PullRequest

@@ -14,10 +14,10 @@ from tests.unit.operations.world import OWNER, World, principal
 
 CATALOG = load_all()
 ROLES = {
-    "viewer": {"slot_status", "slot_list", "team_list", "team_get", "member_list", "audit_list", "project_get", "project_list",
+    "viewer": {"workflow_scan", "slot_status", "slot_list", "team_list", "team_get", "member_list", "audit_list", "project_get", "project_list",
                "operation_get", "operation_list", "logs_get", "health_check", "registry_check", "port_list", "server_list", "server_check", "preview_list"},
     "member": {"deploy", "promote", "rollback", "project_create", "project_update", "operation_resume", "operation_cancel",
-               "preview_create", "preview_delete"},
+               "preview_create", "preview_delete", "workflow_init"},
     "admin": {"server_add", "server_remove", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
               "token_rotate", "project_delete", "audit_verify", "registry_repair"},
     "owner": {"team_create", "team_delete"},
@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "token_create": {"name": "x", "role": "viewer"}, "token_revoke": {"tokenId": "key_x"}, "token_rotate": {"tokenId": "key_x"},
     "member_invite": {"name": "x"}, "member_remove": {"memberId": "mem_x"}, "team_create": {"teamId": "new", "name": "New"},
     "team_delete": {"confirm": "acme"}, "operation_get": {"operationId": "op_x"}, "operation_resume": {"operationId": "op_x"},
+    "workflow_init": {"type": "go"}, "workflow_scan": {"files": {"Dockerfile": "FROM scratch"}},
     "server_add": {"serverKey": "here", "host": "127.0.0.1", "role": "backup", "connection": "local"},
     "server_remove": {"serverKey": "nowhere", "confirm": "nowhere"}, "server_check": {"serverKey": "nowhere"},
     "preview_create": {"pullRequest": 12}, "preview_delete": {"pullRequest": 12}, "operation_cancel": {"operationId": "op_x"}, "registry_repair": {"driftIds": ["drift_x"]},
@@ -78,7 +79,8 @@ async def test_another_teams_things_are_out_of_reach_for_every_role(world: World
         return
     for role in Role:
         end = await _end(world, name, principal(role, "default", platform=False), arguments)
-        taken = {"project_create": {"conflict"}}.get(name, set())
+        # What is written for a project of that name is the same whoever has it; nothing of it is told (see test_workflow).
+        taken = {"project_create": {"conflict"}, "workflow_init": {"ok"}}.get(name, set())
         assert end in {"forbidden", "not_found"} | taken, (role, end)
 
 
@@ -199,7 +201,7 @@ async def test_a_scoped_key_cannot_make_a_wider_one(
 
 def test_every_operation_has_an_effect_that_fits_its_name() -> None:
     for name, operation in CATALOG.items():
-        reads = name.endswith(("_get", "_list", "_status", "_check", "_verify"))
+        reads = name.endswith(("_get", "_list", "_status", "_check", "_verify", "workflow_init", "_scan"))
         assert (operation.effect is Effect.READ) == reads, name
         assert (operation.effect is Effect.DESTROY) == name.endswith(
             ("_delete", "_cleanup", "_revoke", "_remove", "_repair")

@@ -214,3 +214,22 @@ async def world(tmp_path: Path) -> Any:
 async def shop(world: World) -> World:
     """The same with a project of the first team."""
     return await world.with_project()
+
+
+async def test_a_key_for_previews_makes_previews_and_nothing_else(shop: World) -> None:
+    """The scopes that the next steps tell to give the key of pull requests."""
+    step = next(step for step in (await init(shop))["nextSteps"] if "key for preview" in step)
+    scopes = tuple(step.partition("the scopes ")[2].rstrip(".").split(", "))
+    key = await shop.key("acme", Role.MEMBER, scopes=scopes)
+    made = await shop.call("preview_create", key, projectName="shop", pullRequest=12)
+    child = {"projectName": made["previewProject"], "image": "ghcr.io/acme/shop:v1"}
+    assert (await shop.call("deploy", key, **child, environment="preview", autoPromote=True))["promoted"]
+    for environment in ("staging", "production"):
+        with pytest.raises(Forbidden):
+            await shop.call("deploy", key, projectName="shop", environment=environment, image="ghcr.io/acme/shop:v1")
+    with pytest.raises(Forbidden):
+        await shop.call("project_update", key, projectName="shop", keep=1)
+    assert (await shop.call("preview_delete", key, projectName="shop", pullRequest=12))["deleted"]
+    staging = await shop.key("acme", Role.MEMBER, scopes=("environment:staging",))
+    with pytest.raises(Forbidden):
+        await shop.call("preview_create", staging, projectName="shop", pullRequest=12)
