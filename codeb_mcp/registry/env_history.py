@@ -101,6 +101,7 @@ class _Said:
 
     author: EnvAuthor
     at: datetime
+    change: int
     diff: EnvDiff
 
 
@@ -139,7 +140,8 @@ class EnvHistory:
             drafts = decide(before)
             data = before.current
             for draft in drafts:
-                log = self._write_version(log, draft, _Said(author, at, diff(values_of(data), values_of(draft.data))))
+                changes = diff(values_of(data), values_of(draft.data))
+                log = self._write_version(log, draft, _Said(author, at, len(before.entries) + 1, changes))
                 data = draft.data
             if drafts:
                 self._disk.sync_folder(self.folder)
@@ -211,10 +213,10 @@ class EnvHistory:
         """Raise RegistryDamaged unless `master.env` and `current.env` are right, or as a crash leaves them."""
         first, last = log.entries[0], log.entries[-1]
         current, master = self._hash(CURRENT), self._hash(MASTER)
-        fresh = len(log.entries) <= _GROUP and current is None
+        fresh = last.change == 1 and current is None
         if master != first.sha256 and not (fresh and master is None):
             raise damaged(f"{self.folder}/{MASTER}", "it is missing or is not the first version any more")
-        before = log.entries[-2].sha256 if len(log.entries) > 1 else last.sha256
+        before = log.entries[last.change - 2].sha256 if last.change > 1 else last.sha256
         if current not in (last.sha256, before) and not fresh:
             raise damaged(f"{self.folder}/{CURRENT}", "it is neither the newest version of the log nor the one before")
 
@@ -266,6 +268,7 @@ class EnvHistory:
         version = next_version(said.at, log.entries[-1].version if log.entries else None)
         put(self._disk, f"{self.folder}/{version}.env", draft.data, sync=False)
         entry = {
+            "change": said.change,
             "version": version,
             "at": utc_text(said.at),
             "operation": draft.operation,

@@ -33,9 +33,11 @@ class EnvAuthor:
 
 @dataclass(frozen=True, slots=True)
 class EnvVersion:
-    """One version: `version` is its id and the name of its file, `sha256` and `size` (bytes) are that file's."""
+    """One version: `version` is its id and the name of its file, `sha256` and `size` (bytes) are that file's. `change` is the
+    number of the first version that came with the same commit."""
 
     number: int
+    change: int
     version: str
     at: str
     operation: str
@@ -102,6 +104,7 @@ def _problem(key: bytes, line: bytes, number: int, last: str) -> tuple[str | Non
 def _version(doc: Mapping[str, Any]) -> EnvVersion:
     return EnvVersion(
         number=doc["n"],
+        change=doc["change"],
         version=doc["version"],
         at=doc["at"],
         operation=doc["operation"],
