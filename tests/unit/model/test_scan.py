@@ -198,6 +198,8 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 HARMFUL: dict[str, Any] = {
     "alias bomb": BOMB,
+    "alias bomb where it is read": "on: pull_request\n" + BOMB + "jobs: {a: {runs-on: *i}}\n",
+    "endless alias where it is read": "on: pull_request\njobs: {a: {runs-on: &a [*a]}}\n",
     "endless alias": "on: &a [*a]\njobs: {}\n",
     "deep flow": "a: " + "[" * 50_000,
     "deep block": "\n".join(" " * n + f"k{n}:" for n in range(500)),
