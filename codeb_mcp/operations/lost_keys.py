@@ -95,9 +95,8 @@ async def _look(services: Services, store: FileStore) -> _Told:
         return _Told(
             [], [], members, teams, f"THE AUDIT TRAIL CANNOT BE READ ({error.message}), so no key was revoked again"
         )
-    problem = (
-        "" if report.ok else f"THE AUDIT TRAIL IS DAMAGED ({report.first_problem}): what it has lost is not made up for"
-    )
+    broken = report.first_problem or next((flaw.problem for seal in report.seals for flaw in seal.flaws), None)
+    problem = f"THE AUDIT TRAIL IS DAMAGED ({broken}): what it has lost is not made up for" if broken else ""
     return _Told(ended, made, members, teams, problem)
 
 
@@ -105,8 +104,19 @@ async def _rows(services: Services, tools: tuple[str, ...]) -> list[Row]:
     """Records of these tools that may have changed something, oldest first."""
     audit = services.registry.audit
     pages = [await audit.page(team=None, limit=RECORDS, offset=0, tool=tool) for tool in tools]
-    rows: list[Row] = [row for page, _ in pages for row in page if row["outcome"] not in NOT_DONE]
+    rows: list[Row] = [row for page, _ in pages for row in page if _sound(row) and row["outcome"] not in NOT_DONE]
     return sorted(rows, key=lambda row: int(row["n"]))
+
+
+def _sound(row: Row) -> bool:
+    """Whether it can be read as a record at all; one that was tampered with need not."""
+    try:
+        asked = row["arguments"]
+        return bool(int(row["n"]) and _at(row).tzinfo and Role(row["role"]) and row["outcome"] and row["team"]) and (
+            isinstance(asked, Mapping) and "keyId" in row and isinstance(row.get("durationMs") or 0, int | float)
+        )
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _at(row: Row) -> datetime:

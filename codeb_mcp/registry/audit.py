@@ -5,6 +5,8 @@ hash and an HMAC of that hash with the key in `audit/.key`. `audit/head.json` ho
 under the same HMAC, so that records missing at the end are found as well. The head is written after the records, in
 place: it may lag behind them, never run ahead. Records not yet synced may be lost with the machine, so the head also
 says up to which count they were synced, and which boot wrote it: after another boot only the synced ones must be there.
+
+A trail that is broken stays so, until whoever owns the machine seals it: see `chain_walk`.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from codeb_mcp.model.errors import InvalidRequest, RegistryDamaged
-from codeb_mcp.registry.chain import GENESIS, canonical, chained, checked, keyed
+from codeb_mcp.registry.chain import GENESIS, canonical, chained, keyed
+from codeb_mcp.registry.chain_tail import SEAL_IT, Tail, last_line, tail_of, unchanged
+from codeb_mcp.registry.chain_walk import SEAL, Seal, Walk, told_flaws
 from codeb_mcp.registry.disk import Disk, put, read_file, refusals, write_all
 from codeb_mcp.registry.lock import hold
 from codeb_mcp.registry.process import boot_id
 
+_HEAD = "head.json"
 _HEAD_BYTES = 512
-_CHUNK = 64 * 1024
 _WAIT_SECONDS = 10.0
 
 
@@ -74,7 +78,8 @@ class AuditRecord:
 @dataclass(frozen=True, slots=True)
 class AuditReport:
     """What `verify` found. `records` were read; `first_problem` says what is wrong at `path`, line `line` (from 1).
-    `last_hash` is what to note down elsewhere: the same count must always have the same hash."""
+    `last_hash` is what to note down elsewhere: the same count must always have the same hash. `seals` hold the damage that
+    was acknowledged earlier; it does not count against `ok`."""
 
     ok: bool
     records: int
@@ -82,17 +87,7 @@ class AuditReport:
     first_problem: str | None = None
     path: str | None = None
     line: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """The end of the trail: newest file, its size and inode, count and hash of the newest record."""
-
-    path: str
-    size: int
-    inode: int
-    count: int
-    last: str
+    seals: tuple[Seal, ...] = ()
 
 
 class AuditTrail:
@@ -130,6 +125,11 @@ class AuditTrail:
     async def verify(self) -> AuditReport:
         """Check every record, the chain and the head; reads everything."""
         return await asyncio.to_thread(self._verify)
+
+    async def seal(self, record: AuditRecord) -> Seal | None:
+        """Acknowledge all present damage in this record, durably, and begin a new segment of the chain with it; None, and
+        nothing written, when the trail is whole. A key that is missing is made anew. Others wait meanwhile."""
+        return await asyncio.to_thread(self._seal, record)
 
     def _append(self, records: Sequence[AuditRecord], durable: bool) -> None:  # noqa: FBT001
         try:
@@ -179,24 +179,24 @@ class AuditTrail:
         self._disk.sync_folder(self._folder)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, *, new_key: bool = False) -> Iterator[None]:
         self._disk.make_folder(self._folder, durable=True)
         with hold(f"{self._folder}/.lock", wait_seconds=_WAIT_SECONDS):
             if not self._key:
-                self._key = self._own_key()
+                self._key = self._own_key(new=new_key)
                 if self._read_head() is None and not self._months():
                     self._write_head(0, GENESIS)
             yield
 
-    def _own_key(self) -> bytes:
+    def _own_key(self, *, new: bool = False) -> bytes:
         path = f"{self._folder}/.key"
         try:
             key = bytes.fromhex(read_file(path, 200)[0].decode())
         except FileNotFoundError:
-            if self._months():
+            if self._months() and not new:
                 raise RegistryDamaged(
                     "the key of the audit trail is missing",
-                    hint="Restore audit/.key from a backup, or move the old trail away to begin a new one.",
+                    hint=f"Restore audit/.key from a backup; without one, {SEAL_IT} with a new key.",
                     path=path,
                 ) from None
             key = secrets.token_bytes(32)
@@ -204,7 +204,8 @@ class AuditTrail:
         except ValueError:
             key = b""
         if len(key) != 32:
-            raise RegistryDamaged("the key of the audit trail is damaged", hint="Restore audit/.key.", path=path)
+            hint = f"Restore audit/.key from a backup; without one, remove it, and {SEAL_IT} with a new key."
+            raise RegistryDamaged("the key of the audit trail is damaged", hint=hint, path=path)
         return key
 
     def _months(self) -> list[str]:
@@ -217,7 +218,7 @@ class AuditTrail:
     def _current_tail(self, at: datetime) -> Tail:
         """Where the next record goes, after records that others may have added."""
         newest = self._tail
-        if newest is None or not _unchanged(newest):
+        if newest is None or self._months()[-1:] != [newest.path] or not unchanged(newest):
             newest = self._read_tail()
         month = f"{self._folder}/{at.astimezone(UTC):%Y-%m}.jsonl"
         # A clock that was set back does not reopen an older month.
@@ -228,21 +229,21 @@ class AuditTrail:
         if not head and (head is not None or months):
             raise RegistryDamaged(
                 "the head of the audit trail is missing or was changed",
-                hint="Run `codeb audit verify`; move the audit folder away to go on with a new trail.",
+                hint=f"Find out who changed it; then {SEAL_IT}.",
                 path=f"{self._folder}/head.json",
             )
         self._synced = head["synced"] if head else 0
-        found = next((tail for path in reversed(months) if (tail := _tail_of(path))), Tail("", 0, 0, 0, GENESIS))
+        found = next((tail for path in reversed(months) if (tail := tail_of(path))), Tail("", 0, 0, 0, GENESIS))
         if head and found.count < _certain(head):
             # Records are gone. Going on from the head leaves a gap that `verify` finds for ever.
             return replace(found, count=head["count"], last=head["hash"])
         return found
 
-    def _write_head(self, count: int, last: str) -> None:
+    def _write_head(self, count: int, last: str, *, anew: bool = False) -> None:
         doc = {"count": count, "hash": last, "synced": self._synced, "boot": self.boot}
         data = json.dumps({**doc, "mac": keyed(self._key, canonical(doc))}).encode().ljust(_HEAD_BYTES - 1) + b"\n"
         path = f"{self._folder}/head.json"
-        if not os.path.lexists(path):
+        if anew or not os.path.lexists(path):
             put(self._disk, path, data)
             return
         handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -260,6 +261,8 @@ class AuditTrail:
             return None
         except (ValueError, KeyError, AttributeError):
             return {}
+        if not hmac.compare_digest(str(mac), keyed(self._key, canonical(doc))):
+            self._key = self._own_key()  # another process may have made a new one
         return doc if hmac.compare_digest(str(mac), keyed(self._key, canonical(doc))) else {}
 
     def _page(self, wanted: dict[str, str], limit: int, offset: int) -> tuple[list[dict[str, Any]], int]:
@@ -285,83 +288,69 @@ class AuditTrail:
             with self._locked():
                 head = self._read_head()
                 sizes = [(path, os.stat(path).st_size) for path in self._months()]
-            count, last = 0, GENESIS
-            hashes_at_head = None
-            for path, size in sizes:
-                with open(path, "rb") as file:
-                    for number, line in enumerate(_whole_lines(file.read(size)), 1):
-                        problem, digest = checked(self._key, line, count + 1, last)
-                        if problem:
-                            return AuditReport(False, count, last, problem, path, number)
-                        count, last = count + 1, digest
-                        if head and count == head.get("count"):
-                            hashes_at_head = last
-            problem = _compare_head(head, count, hashes_at_head)
-        return AuditReport(problem is None, count, last, problem, f"{self._folder}/head.json" if problem else None)
+            walk = self._walked(head, sizes)
+        if not walk.flaws:
+            return AuditReport(True, walk.count, walk.last, seals=tuple(walk.seals))
+        first = walk.flaws[0]
+        path = f"{self._folder}/{first.file}"
+        return AuditReport(False, walk.good, walk.last, first.problem, path, first.line, tuple(walk.seals))
+
+    def _walked(self, head: dict[str, Any] | None, sizes: Sequence[tuple[str, int]]) -> Walk:
+        walk = Walk(self._key, head.get("count") if head else None)
+        for path, size in sizes:
+            with open(path, "rb") as file:
+                walk.file(os.path.basename(path), file.read(size))
+        _compare_head(head, walk)
+        return walk
+
+    def _seal(self, record: AuditRecord) -> Seal | None:
+        with refusals("seal the audit trail"):
+            without_key = not os.path.lexists(f"{self._folder}/.key")
+            self._key = b"" if without_key else self._key
+            with self._locked(new_key=True):
+                months = self._months()
+                for path in months[-1:]:
+                    last_line(path)
+                head = self._read_head()
+                walk = self._walked(head, [(path, os.stat(path).st_size) for path in months])
+                if not walk.flaws:
+                    return None
+                if without_key:
+                    walk.flaw("key", "the key was missing; a new one was made")
+                number = max(walk.reached, int(head["count"]) if head else 0) + 1
+                return self._sealed(walk, record, number, months)
+
+    def _sealed(self, walk: Walk, record: AuditRecord, number: int, months: Sequence[str]) -> Seal:
+        month = max([f"{self._folder}/{record.at.astimezone(UTC):%Y-%m}.jsonl", *months[-1:]])
+        if month not in months:
+            walk.file(os.path.basename(month), b"")
+        seal = Seal(number, record.as_dict()["at"], record.actor, tuple(walk.flaws))
+        doc = {**record.as_dict(), SEAL: {"digest": walk.digest(), "flaws": told_flaws(seal.flaws)}}
+        line, last = chained(self._key, doc, number, walk.digest())
+        tail = Tail(month, os.stat(month).st_size if month in months else 0, 0, number - 1, walk.last)
+        size, inode = self._write(tail, line, durable=True)
+        self._tail, self._synced = Tail(month, size, inode, number, last), number
+        self._write_head(number, last, anew=True)
+        return seal
 
 
-def _compare_head(head: dict[str, Any] | None, count: int, hash_at_head: str | None) -> str | None:
-    if head is None:
-        return None if count == 0 else "the head is missing"
-    if not head:
-        return "the head was changed, or sealed with another key"
-    if count < _certain(head):
-        return f"{_certain(head) - count} records are missing at the end"
-    if hash_at_head is not None and hash_at_head != head["hash"]:
-        return "the head belongs to another trail"
-    return None
+def _compare_head(head: dict[str, Any] | None, walk: Walk) -> None:
+    """Note what is wrong with the head, or with the end of the trail as the head tells it."""
+    if head is None and walk.reached:
+        walk.flaw("head", "the head is missing", file=_HEAD)
+    elif head is not None and not head:
+        walk.flaw("head", "the head was changed, or sealed with another key", file=_HEAD)
+    elif head and walk.reached < _certain(head):
+        problem = f"{_certain(head) - walk.reached} records are missing at the end"
+        span = {"first_record": walk.reached + 1, "last_record": _certain(head)}
+        walk.flaw("missing", problem, file=_HEAD, **span)
+    elif head and walk.at_head not in (None, head["hash"]):
+        walk.flaw("head", "the head belongs to another trail", file=_HEAD)
 
 
 def _certain(head: dict[str, Any]) -> int:
     """How many records there must be: after another boot, only those that were synced."""
     return int(head["count"] if head["boot"] == boot_id() else head["synced"])
-
-
-def _tail_of(path: str) -> Tail | None:
-    """The end of one month; None when it holds no record. Raises `RegistryDamaged`."""
-    size, line = _last_line(path)
-    if line is None:
-        return None
-    try:
-        record = json.loads(line)
-        return Tail(path, size, os.stat(path).st_ino, int(record["n"]), str(record["hash"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RegistryDamaged(
-            "the last record of the audit trail cannot be read",
-            hint="Run `codeb audit verify`; move the audit folder away to go on with a new trail.",
-            path=path,
-        ) from error
-
-
-def _whole_lines(data: bytes) -> list[bytes]:
-    """The lines; a torn end, which a crash may leave, is no line (and if it was one, the count is too low)."""
-    return data.split(b"\n")[:-1]
-
-
-def _last_line(path: str) -> tuple[int, bytes | None]:
-    """The size of the file and its last line, after removing a torn end."""
-    with open(path, "r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        data, start = b"", size
-        while start and data[:-1].count(b"\n") < 2:
-            step = min(start, _CHUNK)
-            start -= step
-            file.seek(start)
-            data = file.read(step) + data
-        end = data.rfind(b"\n") + 1
-        if end < len(data):
-            size = start + end
-            file.truncate(size)
-    lines = data[:end].split(b"\n")
-    return size, lines[-2] if end else None
-
-
-def _unchanged(tail: Tail) -> bool:
-    try:
-        found = os.stat(tail.path)
-    except FileNotFoundError:
-        return False
-    return (found.st_size, found.st_ino) == (tail.size, tail.inode)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -19,19 +19,41 @@ def chained(key: bytes, record: dict[str, Any], count: int, prev: str) -> tuple[
     return body[:-1] + f',"hash":"{digest}","mac":"{keyed(key, digest.encode())}"}}\n'.encode(), digest
 
 
-def checked(key: bytes, line: bytes, count: int, prev: str) -> tuple[str | None, str]:
-    """What is wrong with a line (None: nothing) and its hash."""
+def opened(key: bytes, line: bytes) -> tuple[dict[str, Any], str] | None:
+    """The record of a line and its hash; None for a line that was changed, or sealed with another key."""
     start = line.rfind(b',"hash":"')
     body = line[:start] + b"}"
     digest = hashlib.sha256(body).hexdigest()
     if start < 0 or line[start:] != f',"hash":"{digest}","mac":"{keyed(key, digest.encode())}"}}'.encode():
-        return "the record was changed, or sealed with another key", ""
-    record = json.loads(body)
+        return None
+    record: dict[str, Any] = json.loads(body)
+    return record, digest
+
+
+def checked(key: bytes, line: bytes, count: int, prev: str) -> tuple[str | None, str]:
+    """What is wrong with a line (None: nothing) and its hash."""
+    found = opened(key, line)
+    if found is None:
+        return NOT_OURS, ""
+    record, digest = found
     if record["n"] != count:
-        return f"record {record['n']} stands where record {count} belongs", ""
+        return misplaced(record["n"], count), ""
     if record["prev"] != prev:
-        return f"record {count} does not follow the record before it", ""
+        return unlinked(count), ""
     return None, digest
+
+
+NOT_OURS = "the record was changed, or sealed with another key"
+
+
+def misplaced(found: int, wanted: int) -> str:
+    """The problem of a record with another number than the one that belongs there."""
+    return f"record {found} stands where record {wanted} belongs"
+
+
+def unlinked(number: int) -> str:
+    """The problem of a record that does not name the hash of the one before it."""
+    return f"record {number} does not follow the record before it"
 
 
 def canonical(doc: Mapping[str, Any]) -> bytes:
