@@ -13,6 +13,7 @@ from codeb_mcp.drivers.clock import SystemClock
 from codeb_mcp.drivers.docker import DockerContainers
 from codeb_mcp.drivers.docker_images import DockerImages
 from codeb_mcp.drivers.flags import FlagTraffic
+from codeb_mcp.drivers.github import GitHubPullRequests
 from codeb_mcp.drivers.inspect import SocketInspector
 from codeb_mcp.drivers.kernel import KernelPorts
 from codeb_mcp.drivers.probe import HttpProber
@@ -73,6 +74,7 @@ def build_drivers(settings: Settings) -> Drivers:
         clock=SystemClock(),
         hosts=SshHosts(ssh_settings(settings)),
         inspect=SocketInspector(),
+        pull_requests=GitHubPullRequests(settings.github.api, settings.github.token_file),
     )
 
 

@@ -83,6 +83,13 @@ class SshSettings(_Section):
     keepalive_seconds: float = Field(5.0, ge=0.5, le=300)
 
 
+class GitHubSettings(_Section):
+    """Where pull requests are asked for, so that previews of closed ones end by themselves."""
+
+    api: str = Field("https://api.github.com", pattern=r"^https?://[A-Za-z0-9.:/_-]{1,200}$")
+    token_file: Path | None = None
+
+
 class PreviewSettings(_Section):
     """Preview environments of pull requests."""
 
@@ -115,6 +122,7 @@ class Settings(_Section):
     env: EnvSettings = EnvSettings()
     previews: PreviewSettings = PreviewSettings()
     ssh: SshSettings = SshSettings()
+    github: GitHubSettings = GitHubSettings()
 
     @property
     def registry(self) -> Path:

@@ -237,6 +237,19 @@ class Ports(Protocol):
         ...
 
 
+class PullRequests(Protocol):
+    """Where pull requests live."""
+
+    @property
+    def configured(self) -> bool:
+        """Whether it can be asked at all."""
+        ...
+
+    async def state(self, repository: str, number: int) -> str | None:
+        """`open` or `closed`; None when there certainly is no such pull request. Raises without a clear answer."""
+        ...
+
+
 class Clock(Protocol):
     """Time as data."""
 

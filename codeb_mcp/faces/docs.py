@@ -40,6 +40,7 @@ SAMPLES: Mapping[str, Any] = {
     "role": "member",
     "driftIds": ["drift_4f1c2a9b07de"],
     "pullRequest": 12,
+    "repository": "acme/shop",
     "type": "nodejs",
     "files": {"Dockerfile": "FROM node:24"},
     "serverKey": "storage",
@@ -80,6 +81,8 @@ SETTINGS_SAY: Mapping[str, str] = {
     "ssh.agent": "Socket of an SSH agent whose keys are tried as well",
     "ssh.connect_seconds": "How long a server may take to log in",
     "ssh.keepalive_seconds": "A silent connection is asked for a sign of life, and given up after two of them",
+    "github.api": "Where pull requests are asked for",
+    "github.token_file": "Token that may read pull requests; previews of closed ones then end by themselves",
     "previews.ttl_hours": "How long a preview environment stays unless the call says otherwise",
     "previews.per_project": "Preview environments that a project may have at once",
 }

@@ -25,6 +25,7 @@ IMAGE_PATTERN = (
 
 HTTP_PATH_PATTERN = r"^/[A-Za-z0-9._~/%?&=-]{0,200}$"
 DISPLAY_PATTERN = r"^\w([\w .@+-]{0,78}[\w.@+-])?$"
+REPOSITORY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,38}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"
 IDENTIFIER_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 KEY_PATTERN = r"^[A-Za-z0-9_:.-]{1,128}$"
 PATTERNS = {
@@ -33,6 +34,7 @@ PATTERNS = {
     IMAGE_PATTERN: "must be an image reference like ghcr.io/acme/shop:v2",
     HTTP_PATH_PATTERN: "must be a path like /health",
     DISPLAY_PATTERN: "must be 1 to 80 letters, digits, spaces and . @ + - _",
+    REPOSITORY_PATTERN: "must be owner/name of a repository, like acme/shop",
     IDENTIFIER_PATTERN: "must be 1 to 64 letters, digits, hyphens and underscores",
     KEY_PATTERN: "must be 1 to 128 letters, digits and _ : . -",
 }
@@ -93,6 +95,7 @@ Domain = Annotated[str, StringConstraints(max_length=253), AfterValidator(_full_
 HttpPath = Annotated[str, StringConstraints(pattern=HTTP_PATH_PATTERN), AfterValidator(_plain_path)]
 DisplayName = Annotated[str, StringConstraints(pattern=DISPLAY_PATTERN, max_length=80)]
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER_PATTERN, max_length=64)]
+Repository = Annotated[str, StringConstraints(pattern=REPOSITORY_PATTERN, max_length=140)]
 IdempotencyKey = Annotated[str, StringConstraints(pattern=KEY_PATTERN, max_length=128)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 

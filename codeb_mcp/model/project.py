@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from codeb_mcp.model.env_contract import EnvContract
-from codeb_mcp.model.names import Domain, Environment, HttpPath, ImageRef, Port, Slot
+from codeb_mcp.model.names import Domain, Environment, HttpPath, ImageRef, Port, Repository, Slot
 from codeb_mcp.model.times import Moment
 
 PullPolicy = Literal["always", "missing", "never"]
@@ -73,6 +73,7 @@ class ProjectSettings(_Settings):
     """What an owner of a project may decide."""
 
     image: ImageRef | None = Field(None, description="Repository to deploy from when a deploy names only a version")
+    repository: Repository | None = Field(None, description="owner/name on GitHub, for pull requests")
     container_port: Port = 8080
     pull_policy: PullPolicy = "always"
     keep: int = Field(3, ge=1, le=50, description="Images kept besides those in slots")

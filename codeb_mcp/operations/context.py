@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from codeb_mcp.drivers.hosts import Hosts, Inspector
-from codeb_mcp.drivers.protocols import Clock, Containers, Images, Ports, Prober, Proxy, Traffic
+from codeb_mcp.drivers.protocols import Clock, Containers, Images, Ports, Prober, Proxy, PullRequests, Traffic
 from codeb_mcp.model.access import Principal
 from codeb_mcp.operations.env_copies import EnvCopies
 from codeb_mcp.registry.audit import AuditTrail
@@ -57,6 +57,7 @@ class Drivers:
     clock: Clock
     hosts: Hosts
     inspect: Inspector
+    pull_requests: PullRequests
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,8 +226,9 @@ async def _ready(ctx: Context, request: EnvChangeRequest) -> Project:
 
 
 def require_environment(project: Project, name: str, environment: Environment) -> None:
-    """Raise NotFound when the project has no such environment: a slip of the pen makes no history."""
-    if environment not in project.ports:
+    """Raise NotFound when the project has no such environment: a slip of the pen makes no history. `preview` may always
+    have variables: they are the template for the previews of pull requests."""
+    if environment not in project.ports and environment is not Environment.PREVIEW:
         raise NotFound(
             f"{name} has no {environment} environment",
             hint="Add it with project_create and environments, or say another environment.",

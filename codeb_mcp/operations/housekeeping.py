@@ -17,7 +17,7 @@ from codeb_mcp.operations.env_copies import catch_up
 from codeb_mcp.operations.garbage import collect_images
 from codeb_mcp.operations.health import probe_slot
 from codeb_mcp.operations.keys import KEY_USE, KeyRing
-from codeb_mcp.operations.previews import expire_previews
+from codeb_mcp.operations.previews import end_closed_previews, expire_previews
 from codeb_mcp.operations.routing import ensure_flag
 from codeb_mcp.operations.state import change_slots, environments, load_project, site_of
 from codeb_mcp.registry.entries import RunHeader
@@ -28,6 +28,7 @@ KEEP_RUNS = 2000
 DAY_SECONDS = 86_400.0
 REQUESTS = "idempotency/"
 GARBAGE_EVERY = timedelta(minutes=10)
+PULLS_EVERY = timedelta(minutes=5)
 
 
 @dataclass(slots=True)
@@ -53,6 +54,7 @@ class Housekeeper:
         self.services = services
         self.ring = ring or KeyRing()
         self._last_garbage: datetime | None = None
+        self._asked_for_pulls: datetime | None = None
 
     async def run(self) -> None:
         """A round now and then every `housekeeping_seconds`, until cancelled."""
@@ -129,6 +131,9 @@ class Housekeeper:
     async def _end_previews(self, report: Report) -> None:
         now = self.services.drivers.clock.now()
         report.previews_ended += await expire_previews(self.services, now, report.problems)
+        if self._asked_for_pulls is None or now - self._asked_for_pulls >= PULLS_EVERY:
+            self._asked_for_pulls = now
+            report.previews_ended += await end_closed_previews(self.services, now, report.problems)
 
     async def _restore_routes(self, report: Report) -> None:
         """A proxy that came back without its configuration gets our sites again; nothing else is changed by itself."""

@@ -17,6 +17,7 @@ from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.answers import new_run_id
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
+from codeb_mcp.operations.env_state import author_of
 from codeb_mcp.operations.environments import add_environments
 from codeb_mcp.operations.ownership import callers_projects, require_scope
 from codeb_mcp.operations.projects import team_change
@@ -24,6 +25,7 @@ from codeb_mcp.operations.removal import DELETE_SECONDS, delete_project
 from codeb_mcp.operations.routing import publish_routes
 from codeb_mcp.operations.state import REPAIR, find_slots, load_project, load_ssot, site_of, url_of
 from codeb_mcp.registry.entries import RunHeader
+from codeb_mcp.registry.env_history import Draft, EnvSnapshot
 from codeb_mcp.registry.store import Change, Document, update
 
 HOUR_LIMIT = 24 * 90
@@ -118,7 +120,9 @@ async def preview_create(ctx: Context, request: PreviewCreateRequest) -> Preview
         return await team_change(ctx, project.team_id, name)
 
     await add_environments(ctx.services, name, entry, [Environment.PREVIEW], also)
-    if not created:
+    if created:
+        await _fill_variables(ctx, name, parent)
+    else:
         await _keep_until(ctx, name, preview)
     warnings = await publish_routes(ctx.services, name, [Environment.PREVIEW])
     answer = await _answer(ctx.services, name, preview)
@@ -174,6 +178,20 @@ def _entry(ctx: Context, parent: Project, preview: Preview) -> dict[str, Any]:
         created_by=ctx.caller.key_id,
     )
     return {**project.dump(), "preview": preview.dump()}
+
+
+async def _fill_variables(ctx: Context, name: str, parent: str) -> None:
+    """The parent's variables of environment preview are the template: never those of production or staging."""
+    histories = ctx.services.registry.env
+    template = (await histories.snapshot(parent, Environment.PREVIEW.value)).current
+    if template is None:
+        return
+
+    def decide(state: EnvSnapshot) -> list[Draft]:
+        return [] if state.current == template else [Draft("preview", template)]
+
+    now = ctx.services.drivers.clock.now()
+    await histories.change(name, Environment.PREVIEW.value, author_of(ctx), now, decide)
 
 
 async def _keep_until(ctx: Context, name: str, preview: Preview) -> None:
@@ -242,12 +260,35 @@ async def preview_delete(ctx: Context, request: PreviewDeleteRequest) -> Preview
 
 
 async def expire_previews(services: Services, now: datetime, problems: list[str]) -> list[str]:
-    """End the previews whose time has come; answers their names. What cannot be ended now is tried again."""
-    ended = []
+    """End the previews whose time has come or whose project is gone; answers their names. What cannot be ended now is tried
+    again."""
+    stored = await services.store.get("ssot")
+    projects = stored.doc.get("projects", {}) if stored else {}
+    over = [name for name, one in _previews(projects).items() if one.is_over(now) or one.of not in projects]
+    return await _end(services, sorted(over), now, problems)
+
+
+async def end_closed_previews(services: Services, now: datetime, problems: list[str]) -> list[str]:
+    """End the previews whose pull request is closed, as far as GitHub may be asked; answers their names. Only a clear
+    `closed` ends one: a pull request that cannot be asked about keeps its preview until its time is over."""
+    asked = services.drivers.pull_requests
+    if not asked.configured:
+        return []
+    closed = []
     stored = await services.store.get("ssot")
     for name, preview in _previews(stored.doc.get("projects", {}) if stored else {}).items():
-        if not preview.is_over(now):
-            continue
+        try:
+            repository = (await load_project(services.store, preview.of)).settings.repository
+            if repository and await asked.state(repository, preview.pull_request) == "closed":
+                closed.append(name)
+        except CodebError as error:
+            problems.append(f"pull request of {name}: {error.message}")
+    return await _end(services, closed, now, problems)
+
+
+async def _end(services: Services, names: list[str], now: datetime, problems: list[str]) -> list[str]:
+    ended = []
+    for name in names:
         try:
             header = await _expiry(services, name, now)
             await services.runs.start(header)

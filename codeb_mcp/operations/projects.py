@@ -10,7 +10,7 @@ from pydantic import Field
 from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.env_contract import EnvContract, EnvRule
 from codeb_mcp.model.errors import Conflict, InvalidRequest, NotFound
-from codeb_mcp.model.names import Domain, Environment, ImageRef, Port, ProjectName, derived_name
+from codeb_mcp.model.names import Domain, Environment, ImageRef, Port, ProjectName, Repository, derived_name
 from codeb_mcp.model.preview import parent_of
 from codeb_mcp.model.project import EnvironmentSettings, HealthCheck, Limits, Project, ProjectSettings, PullPolicy
 from codeb_mcp.model.slot import Slots
@@ -27,6 +27,7 @@ class SettingsRequest(Request):
     """Settings of a project; what is not given stays as it is."""
 
     image: ImageRef | None = Field(None, description="Repository to deploy from when a deploy names only a version")
+    repository: Repository | None = Field(None, description="owner/name on GitHub, for pull requests")
     container_port: Port | None = Field(None, description="Port the app listens on inside its container (8080)")
     pull_policy: PullPolicy | None = Field(None, description="always, missing or never")
     keep: int | None = Field(None, ge=1, le=50, description="Images kept besides those in slots")
@@ -83,6 +84,7 @@ class ProjectResult(Result):
     project_name: str
     team_id: str
     image: str | None = None
+    repository: str | None = None
     container_port: int
     pull_policy: str
     keep: int
@@ -179,7 +181,16 @@ async def team_change(ctx: Context, team: str, name: str) -> list[Change]:
 def _merged(settings: ProjectSettings, request: SettingsRequest) -> ProjectSettings:
     """The settings with what the request names; nested groups keep the fields that it leaves out."""
     update: dict[str, Any] = {}
-    for field in ("image", "container_port", "pull_policy", "keep", "health_check", "limits", "env_contract"):
+    for field in (
+        "image",
+        "repository",
+        "container_port",
+        "pull_policy",
+        "keep",
+        "health_check",
+        "limits",
+        "env_contract",
+    ):
         value = getattr(request, field)
         if value is None:
             continue
@@ -272,6 +283,7 @@ async def describe(services: Services, name: str) -> ProjectResult:
         project_name=name,
         team_id=project.team_id,
         image=settings.image,
+        repository=settings.repository,
         container_port=settings.container_port,
         pull_policy=settings.pull_policy,
         keep=settings.keep,

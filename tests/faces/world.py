@@ -21,6 +21,7 @@ from codeb_mcp.app import opened
 from codeb_mcp.drivers.clock import SystemClock
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
 from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
+from codeb_mcp.drivers.github import GitHubPullRequests
 from codeb_mcp.drivers.inspect import SocketInspector
 from codeb_mcp.drivers.ssh import SshHosts
 from codeb_mcp.faces.http import build_app, server_config
@@ -58,6 +59,7 @@ def fake_drivers(engine: FakeEngine, edge: FakeEdge) -> Drivers:
         clock=SystemClock(),
         hosts=SshHosts(),
         inspect=SocketInspector(),
+        pull_requests=GitHubPullRequests("http://127.0.0.1:9", None),
     )
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from codeb_mcp.drivers.github import GitHubPullRequests
 from codeb_mcp.model.access import Role
 from codeb_mcp.model.errors import CodebError
 from codeb_mcp.operations.housekeeping import Housekeeper
+from codeb_mcp.registry.env_history import values_of
 from tests.unit.operations.world import World, principal
 
 MEMBER = principal(Role.MEMBER)
@@ -127,3 +132,91 @@ async def test_other_teams_do_not_see_it(world: World) -> None:
     await world.refused("not_found", "preview_create", stranger, projectName="shop", pullRequest=1)
     await world.refused("not_found", "preview_delete", stranger, projectName="shop", pullRequest=12)
     assert (await world.call("preview_list", stranger))["data"] == []
+
+
+async def test_a_preview_gets_the_parents_preview_variables_and_no_others(world: World) -> None:
+    await world.project()
+    production, template = {"DB": "postgres://live"}, {"DB": "postgres://throwaway", "FLAG": "on"}
+    await world.call("env_set", MEMBER, projectName="shop", environment="production", values=production)
+    await world.call("env_set", MEMBER, projectName="shop", environment="preview", values=template)
+    await made(world)
+    child = await world.services.registry.env.snapshot("shop-pr-12", "preview")
+    assert values_of(child.current) == template
+    await world.deploy("v1", "shop-pr-12", environment="preview")
+    (container,) = [one for name, one in world.engine.containers.items() if "pr-12" in name]
+    assert {name: container.spec.environment[name] for name in template} == template
+
+
+async def test_a_preview_made_again_does_not_get_what_its_former_self_had(world: World) -> None:
+    await world.project()
+    await made(world)
+    own = {"projectName": "shop-pr-12", "environment": "preview"}
+    await world.call("env_set", MEMBER, **own, values={"SECRET": "of the first one"})
+    await world.call("preview_delete", MEMBER, projectName="shop", pullRequest=12)
+    await made(world)
+    assert (await world.call("env_get", MEMBER, **own))["data"] == []
+
+
+class Pulls:
+    """GitHub's answer about one pull request: a real HTTP server of this test."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, str]] = {}
+        self.asked: list[tuple[str, str | None]] = []
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append((request.path, request.headers.get("Authorization")))
+        status, body = self.answers.get(request.path, (404, "{}"))
+        return web.Response(status=status, text=body, content_type="application/json")
+
+
+@pytest.fixture
+async def pulls(world: World, tmp_path: Path) -> AsyncIterator[Pulls]:
+    found = Pulls()
+    app = web.Application()
+    app.router.add_get("/{path:.*}", found.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    (tmp_path / "token").write_text("token-of-the-test\n")
+    github = GitHubPullRequests(f"http://127.0.0.1:{port}", tmp_path / "token")
+    object.__setattr__(world.services.drivers, "pull_requests", github)
+    yield found
+    await runner.cleanup()
+
+
+async def test_previews_of_closed_pull_requests_end_and_all_others_stay(world: World, pulls: Pulls) -> None:
+    await world.project(repository="acme/shop")
+    for number in range(1, 6):
+        await made(world, number)
+    base = "/repos/acme/shop/pulls/"
+    pulls.answers = {
+        base + "1": (200, '{"state":"closed"}'),
+        base + "2": (200, '{"state":"open"}'),
+        base + "3": (500, "{}"),
+        base + "4": (200, '{"state":"merged?"}'),
+    }
+    report = await Housekeeper(world.services).once()
+    assert report.previews_ended == ["shop-pr-1"]
+    assert [row["pullRequest"] for row in (await world.call("preview_list"))["data"]] == [2, 3, 4, 5]
+    assert {authorization for _, authorization in pulls.asked} == {"Bearer token-of-the-test"}
+    said = " ".join(report.problems)
+    assert "shop-pr-3" in said
+    assert "shop-pr-4" in said
+    assert "token-of-the-test" not in said
+
+
+async def test_nobody_is_asked_about_projects_without_a_repository(world: World, pulls: Pulls) -> None:
+    await world.project()
+    await made(world)
+    assert (await Housekeeper(world.services).once()).previews_ended == []
+    assert pulls.asked == []
+
+
+async def test_previews_of_a_project_that_is_gone_end(world: World) -> None:
+    await world.project()
+    await made(world)
+    await world.call("project_delete", projectName="shop", confirm="shop")
+    assert (await Housekeeper(world.services).once()).previews_ended == ["shop-pr-12"]

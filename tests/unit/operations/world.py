@@ -14,6 +14,7 @@ import structlog
 
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
 from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
+from codeb_mcp.drivers.github import GitHubPullRequests
 from codeb_mcp.drivers.inspect import SocketInspector
 from codeb_mcp.drivers.ssh import SshHosts
 from codeb_mcp.model.access import Principal, Role
@@ -136,6 +137,7 @@ class World:
             clock=self.clock,
             hosts=SshHosts(),
             inspect=SocketInspector(),
+            pull_requests=GitHubPullRequests("http://127.0.0.1:9", None),
         )
         log = structlog.wrap_logger(structlog.ReturnLogger(), processors=[self.logged])
         services = Services(self.settings, drivers, registry, Trail(registry.audit), Runs(), log)
