@@ -18,6 +18,7 @@ import click
 
 from codeb_mcp.faces import cli_audit, cli_setup
 from codeb_mcp.faces.cli_call import Interrupted, Manner, Surroundings, Wanted, carry_out, wire_error
+from codeb_mcp.faces.cli_env import reveal_env
 from codeb_mcp.faces.cli_flags import CONFIRM, Flag, flags_of, wire_arguments
 from codeb_mcp.model.errors import Bug, CodebError, Forbidden, InvalidRequest
 from codeb_mcp.operations.catalog import Catalog, Effect, Operation, load_all
@@ -286,4 +287,5 @@ def parsed(text: str) -> dict[str, Any]:
 for _command in cli_setup.COMMANDS:
     ROOT.add_command(_command)
 ROOT.add_command(Noun("registry", commands={"rebuild": cli_setup.rebuild_registry}))
+ROOT.add_command(Noun("env", commands={"reveal": reveal_env}))
 ROOT.add_command(Noun("audit", commands={"seal": cli_audit.seal_audit}))

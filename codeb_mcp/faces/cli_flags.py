@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
@@ -77,7 +79,9 @@ def _flags(model: type[BaseModel], above: WirePath, *, defaults: bool) -> Iterat
     for name, field in model.model_fields.items():
         path = (*above, field.alias or name)
         plain, optional = plain_type(field.annotation)
-        if isinstance(plain, type) and issubclass(plain, BaseModel):
+        if not above and path[0] in getattr(model, "secret", ()):
+            yield Flag(path, _secret_option(path, field))
+        elif isinstance(plain, type) and issubclass(plain, BaseModel):
             yield from _flags(plain, path, defaults=defaults and not optional)
         elif not above and is_positional(path[0], field):
             yield Flag(path, _argument(path, field, plain))
@@ -132,6 +136,34 @@ def _option(path: WirePath, field: FieldInfo, plain: Any, *, defaults: bool) -> 
         help=help_text + ("" if several is None else "; may be repeated"),
         required=field.is_required() and path[-1] != CONFIRM,
     )
+
+
+def _secret_option(path: WirePath, field: FieldInfo) -> click.Option:
+    """Secrets are read from a file or stdin: what is typed on a command line is in the process list and the history."""
+    said = f"File with {field.description or words(path[-1])}: NAME=value lines or a JSON object; - is stdin"
+    names = [_parameter_name(path), f"--{kebab(path[-1])}"]
+    return click.Option(names, type=secret_file, metavar="FILE", help=said, required=field.is_required())
+
+
+def secret_file(path: str) -> Any:
+    """The variables in a file or, for `-`, on stdin; raises BadParameter, which repeats nothing of the content."""
+    from codeb_mcp.model.env import parse
+
+    try:
+        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        text = raw.decode("utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise click.BadParameter(f"the file cannot be read: {reason}") from None
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise click.BadParameter("the file is no JSON object") from None
+    found = parse(text)
+    if found.unread:
+        raise click.BadParameter(f"lines that are no assignments: {', '.join(map(str, found.unread[:20]))}")
+    return dict(found.values)
 
 
 CONFIRM = "confirm"

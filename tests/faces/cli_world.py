@@ -20,7 +20,7 @@ from codeb_mcp.faces.cli_flags import flags_of
 from codeb_mcp.operations.catalog import Operation, load_all
 from codeb_mcp.operations.context import Services
 from codeb_mcp.settings import Settings
-from tests.faces.world import fake_drivers
+from tests.faces.world import fake_drivers, removable
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class CliWorld:
 
     def open(self, settings: Settings) -> AbstractAsyncContextManager[Services]:
         """The installation of this world."""
-        return opened(settings, fake_drivers(self.engine, self.edge))
+        return opened(removable(settings), fake_drivers(self.engine, self.edge))
 
     def __call__(self, *words: str, environ: Mapping[str, str] | None = None) -> Said:
         """Run `codeb WORDS`."""

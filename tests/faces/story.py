@@ -98,6 +98,18 @@ STORY: tuple[tuple[str, Params], ...] = (
     ("server_list", {}),
     ("server_check", {"serverKey": "nowhere"}),
     ("server_remove", {"serverKey": "here", "confirm": "here"}),
+    ("env_set", {**LIVE, "values": {"LOG_LEVEL": "debug", "DATABASE_URL": "postgres://shop@db/shop"}}),
+    ("env_set", {**LIVE, "values": {"LOG_LEVEL": "info", "DATABASE_URL": "postgres://other@db/shop"}}),
+    ("env_set", {**LIVE, "values": {"API_KEY": "changeme"}}),
+    ("env_get", LIVE),
+    ("env_diff", {**LIVE, "fromVersion": "master"}),
+    ("env_scan", LIVE),
+    ("env_unset", {**LIVE, "names": ["LOG_LEVEL"]}),
+    ("env_sync", LIVE),
+    ("env_backup_list", {**LIVE, "limit": 2}),
+    ("env_restore", {**LIVE, "to": "master"}),
+    ("env_restore", {**LIVE, "to": "20200101T000000.000000Z"}),
+    ("env_verify", LIVE),
     ("project_delete", {"projectName": "shop", "confirm": "shop"}),
 )
 
@@ -116,6 +128,7 @@ _CHANGING = (
     (re.compile(r"codeb_[a-z-]+_[a-z]+_[A-Za-z0-9]{36}"), "codeb_*"),
     (re.compile(r"sha256:[0-9a-f]{64}"), "sha256:*"),
     (re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|\+00:00)"), "<time>"),
+    (re.compile(r"\b\d{8}T\d{6}\.\d{6}Z"), "<version>"),
     (re.compile(r"for \d+(?:\.\d+)? s"), "for * s"),
     (re.compile(r"\b[0-9a-f]{32}\b"), "<id>"),
 )

@@ -60,7 +60,7 @@ FIELDS = list(fields())
 
 def _put(params: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
     if len(path) == 1:
-        if isinstance(value, str) and path[0] in ("scopes", "environments", "driftIds"):
+        if isinstance(value, str) and path[0] in ("scopes", "environments", "driftIds", "names"):
             value = [value]
         return {**params, path[0]: value}
     return {**params, path[0]: {path[1]: value}}

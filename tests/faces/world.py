@@ -68,7 +68,7 @@ def opener_with_a_sick(image: str) -> Callable[[Settings], contextlib.AbstractAs
     edge = FakeEdge()
     engine = FakeEngine(apps=edge.apps)
     engine.publish(image, "sick", HEALTH="fail")
-    return lambda settings: opened(settings, fake_drivers(engine, edge))
+    return lambda settings: opened(removable(settings), fake_drivers(engine, edge))
 
 
 @dataclass
@@ -130,7 +130,13 @@ def publish(world: World, name: str = "shop") -> None:
 def settings_for(root: Path, **server: Any) -> Settings:
     """Settings with limits that no test but the one for limits meets."""
     limits = {"calls_per_minute": 1_000_000, "team_calls_per_minute": 1_000_000, "failed_logins_per_minute": 1_000_000}
-    return Settings(root=root, server=Server.model_validate({**limits, **server}), log_level="info")
+    settings = Settings(root=root, server=Server.model_validate({**limits, **server}), log_level="info")
+    return removable(settings)
+
+
+def removable(settings: Settings) -> Settings:
+    """The settings without files that even root cannot remove."""
+    return settings.model_copy(update={"env": settings.env.model_copy(update={"immutable_master": False})})
 
 
 @contextlib.asynccontextmanager

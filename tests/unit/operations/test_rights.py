@@ -15,10 +15,11 @@ from tests.unit.operations.world import OWNER, World, principal
 CATALOG = load_all()
 ROLES = {
     "viewer": {"workflow_scan", "slot_status", "slot_list", "team_list", "team_get", "member_list", "audit_list", "project_get", "project_list",
-               "operation_get", "operation_list", "logs_get", "health_check", "registry_check", "port_list", "server_list", "server_check", "preview_list"},
+               "operation_get", "operation_list", "logs_get", "health_check", "registry_check", "port_list", "server_list", "server_check", "preview_list",
+               "env_get", "env_diff", "env_scan", "env_backup_list", "env_verify"},
     "member": {"deploy", "promote", "rollback", "project_create", "project_update", "operation_resume", "operation_cancel",
-               "preview_create", "preview_delete", "workflow_init"},
-    "admin": {"server_add", "server_remove", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
+               "preview_create", "preview_delete", "workflow_init", "env_set", "env_unset", "env_sync"},
+    "admin": {"env_restore", "server_add", "server_remove", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
               "token_rotate", "project_delete", "audit_verify", "registry_repair"},
     "owner": {"team_create", "team_delete"},
 }  # fmt: skip
@@ -28,6 +29,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "token_create": {"name": "x", "role": "viewer"}, "token_revoke": {"tokenId": "key_x"}, "token_rotate": {"tokenId": "key_x"},
     "member_invite": {"name": "x"}, "member_remove": {"memberId": "mem_x"}, "team_create": {"teamId": "new", "name": "New"},
     "team_delete": {"confirm": "acme"}, "operation_get": {"operationId": "op_x"}, "operation_resume": {"operationId": "op_x"},
+    "env_set": {"values": {"A": "1"}}, "env_unset": {"names": ["A"]}, "env_restore": {"to": "master"}, "env_diff": {"contract": True},
     "workflow_init": {"type": "go"}, "workflow_scan": {"files": {"Dockerfile": "FROM scratch"}},
     "server_add": {"serverKey": "here", "host": "127.0.0.1", "role": "backup", "connection": "local"},
     "server_remove": {"serverKey": "nowhere", "confirm": "nowhere"}, "server_check": {"serverKey": "nowhere"},
@@ -201,7 +203,7 @@ async def test_a_scoped_key_cannot_make_a_wider_one(
 
 def test_every_operation_has_an_effect_that_fits_its_name() -> None:
     for name, operation in CATALOG.items():
-        reads = name.endswith(("_get", "_list", "_status", "_check", "_verify", "workflow_init", "_scan"))
+        reads = name.endswith(("_get", "_list", "_status", "_check", "_verify", "workflow_init", "_scan", "_diff"))
         assert (operation.effect is Effect.READ) == reads, name
         assert (operation.effect is Effect.DESTROY) == name.endswith(
             ("_delete", "_cleanup", "_revoke", "_remove", "_repair")
