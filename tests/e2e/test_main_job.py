@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.lab.caddy import BINARIES, left_out
 from tests.lab.daemons import wait_until
-from tests.lab.engine import Engine
 from tests.lab.hammer import Hammer
-from tests.lab.installation import Installation, installed
-from tests.lab.ports import FreePorts
+from tests.lab.installation import Installation
 from tests.lab.samples import SampleImages
 
 PRODUCTION: dict[str, Any] = {"environment": "production"}
-
-
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.real(name)) for name in BINARIES])
-def served(request: pytest.FixtureRequest, engine: Engine, free_ports: FreePorts) -> Iterator[Installation]:
-    """A served installation, once for each Caddy."""
-    assert not left_out(request.param)
-    with installed(engine, free_ports(), free_ports(), which=request.param) as made:
-        made.serve()
-        yield made
 
 
 async def test_a_release_is_deployed_promoted_and_rolled_back_without_losing_a_request(
@@ -131,24 +115,3 @@ async def test_a_grace_slot_expires_by_itself(
     )
     refused = installation.call("rollback", projectName=unique, **PRODUCTION)
     assert (refused.status, refused.body["code"]) == (409, "conflict")
-
-
-async def test_a_cleanup_lets_running_requests_end_and_says_so(
-    installation: Installation, sample_images: SampleImages, unique: str
-) -> None:
-    installation.serve()
-    assert installation.call("project_create", projectName=unique, environments=["production"]).ok
-    for version in ("v1", "v2"):
-        image = await sample_images.pushed(version)
-        assert installation.call("deploy", projectName=unique, image=image, **PRODUCTION).ok
-        with ThreadPoolExecutor(1) as pool:
-            slow = pool.submit(installation.ask_public, unique, "/sleep?s=3") if version == "v2" else None
-            if slow is not None:
-                wait_until(lambda: b'"num_requests":1' in installation.caddy.ask("GET", "/reverse_proxy/upstreams"),
-                           10, "the slow request never arrives")  # fmt: skip
-            assert installation.call("promote", projectName=unique, **PRODUCTION).ok
-            if slow is not None:
-                cleaned = installation.call("slot_cleanup", projectName=unique, force=True, **PRODUCTION)
-                assert cleaned.ok, cleaned.body
-                assert (cleaned.body["drained"], cleaned.body["inFlight"]) == (True, 0)
-                assert slow.result(20)[0] == 200
