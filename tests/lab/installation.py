@@ -66,6 +66,7 @@ class Installation:
             f'[proxy]\nadmin = "{self.caddy.admin}"\nlisten = ["127.0.0.1:{self.caddy.port}"]\n'
             f'public = "127.0.0.1:{self.caddy.port}"\n'
             f"[server]\nport = {self.port}\ncalls_per_minute = 100000\nteam_calls_per_minute = 100000\n"
+            "[env]\nimmutable_master = false\n"
             f"[ports]\nproduction = [{spans[0]}]\nstaging = [{spans[1]}]\npreview = [{spans[2]}]\n{extra}"
         )
 
