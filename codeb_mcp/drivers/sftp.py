@@ -82,11 +82,10 @@ def _identity(found: asyncssh.SFTPAttrs) -> tuple[object, ...]:
 
 async def _content(attempt: Attempt, file: asyncssh.SFTPClientFile, size: int, max_bytes: int) -> bytes:
     """All of it, however much it is by now; files in /proc say a size of 0."""
-    content = bytearray()
+    content, step = bytearray(), file.read_len or LEAST_READ
     while len(content) <= max_bytes:
-        part: Any = await file.read(
-            min(max(size - len(content) + 1, LEAST_READ), max_bytes + 1 - len(content)), len(content)
-        )
+        wanted = max(size - len(content) + 1, LEAST_READ)
+        part: Any = await file.read(min(wanted, step, max_bytes + 1 - len(content)), len(content))
         if not part:
             return bytes(content)
         content += part
@@ -99,8 +98,15 @@ async def create(files: asyncssh.SFTPClient, path: bytes, data: bytes, mode: int
     flags = library.FXF_WRITE | library.FXF_CREAT | library.FXF_EXCL
     async with opened(files, path, flags, 0o600) as file:
         await file.chmod(mode & MODES)
-        await file.write(data)
+        await _fill(file, data)
         await file.fsync()
+
+
+async def _fill(file: asyncssh.SFTPClientFile, data: bytes) -> None:
+    # Part by part: of several parts under way at once the library forgets some when the connection is lost.
+    step = file.write_len or LEAST_READ
+    for first in range(0, len(data), step):
+        await file.write(data[first : first + step], first)
 
 
 async def sync_folder(files: asyncssh.SFTPClient, path: bytes) -> None:

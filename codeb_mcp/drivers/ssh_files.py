@@ -134,9 +134,10 @@ async def _write(attempt: Attempt, files: asyncssh.SFTPClient, name: bytes, data
 
 async def _undo(attempt: Attempt, files: asyncssh.SFTPClient, temporary: bytes, error: Exception) -> None:
     library = load()
-    if not isinstance(error, (library.SFTPConnectionLost, library.SFTPNoConnection)):
-        attempt.denied()
-    with contextlib.suppress(library.SFTPError):
+    lost = isinstance(error, (library.SFTPConnectionLost, library.SFTPNoConnection))
+    if isinstance(error, library.SFTPError) and not lost:
+        attempt.denied()  # an answer, and it was no
+    with contextlib.suppress(library.Error, OSError):
         await files.remove(temporary)
 
 
