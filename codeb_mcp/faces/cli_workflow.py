@@ -14,7 +14,7 @@ import click
 from codeb_mcp.faces.cli_call import Manner, Surroundings, Wanted, asked, carry_out, print_answer
 from codeb_mcp.faces.cli_flags import Flag, flags_of, wire_arguments
 from codeb_mcp.model.dockerfiles import DOCKERFILE, DOCKERIGNORE
-from codeb_mcp.model.errors import Conflict, InvalidRequest
+from codeb_mcp.model.errors import Conflict, DriverRefused, InvalidRequest
 from codeb_mcp.model.scan import (
     MOST_BYTES,
     MOST_FILES,
@@ -67,6 +67,7 @@ def _init_command(operation: Operation, options: Callable[..., Any]) -> click.Co
             raise InvalidRequest("--diff needs --write", hint="Say which folder to compare with: --write DIR --diff.")
         manner = _manner(as_json=as_json, connect=connect, no_color=no_color)
         answer = asked(Wanted(operation.name, wire_arguments(flags, typed), operation), around, manner)
+        answer = _understood(operation, answer)
         done = write_files(Path(write), answer.get("files", [])) if write is not None else None
         _print_init(answer, done, manner, diff=diff)
         return 0
@@ -85,6 +86,19 @@ def _manner(*, as_json: bool, connect: str | None, no_color: bool) -> Manner:
     return Manner(as_json, connect or None, color=not no_color and not os.environ.get("NO_COLOR"))
 
 
+def _understood(operation: Operation, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer in the shape that this version knows; raises DriverRefused for a server's answer that has another one."""
+    try:
+        return operation.result.model_validate(dict(answer)).wire()
+    except ValueError:
+        raise DriverRefused("the server answered something else", hint="Is it of another version?") from None
+
+
+def _visible(text: str) -> str:
+    """The text without what a terminal would obey."""
+    return "".join(char for char in text if char.isprintable() or char in "\n\t")
+
+
 def _print_init(answer: Mapping[str, Any], done: Written | None, manner: Manner, *, diff: bool) -> None:
     told: dict[str, Any] = {}
     if done is not None:
@@ -98,14 +112,14 @@ def _print_init(answer: Mapping[str, Any], done: Written | None, manner: Manner,
         print_answer({**facts, **listed, **told}, manner)
         click.echo("next steps:")
         for number, step in enumerate(answer.get("nextSteps", []), start=1):
-            click.echo(f"  {number}. {step}")
+            click.echo(_visible(f"  {number}. {step}"))
         if done is None:
             click.echo("nothing was written; repeat with --write DIR, or read the files with --json")
         elif done.differs and not diff:
             click.echo("files that differ were left as they are; --diff shows how")
     if diff and done is not None and not manner.json:
         for text in done.differs.values():
-            click.echo(text, nl=False)
+            click.echo(_visible(text), nl=False)
 
 
 def write_files(folder: Path, files: list[Mapping[str, str]]) -> Written:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from codeb_mcp.faces.cli import ROOT
 from codeb_mcp.faces.cli_workflow import collected, write_files
-from codeb_mcp.model.errors import Conflict, InvalidRequest
+from codeb_mcp.model.errors import Conflict, DriverRefused, InvalidRequest
 from codeb_mcp.model.scan import MOST_BYTES, MOST_FILES
 from tests.faces.cli_world import CliWorld
 from tests.faces.payloads import texts
+from tests.faces.test_cli_remote import Stranger, codeb
 
 FILES = [".dockerignore", ".github/workflows/deploy.yml", ".github/workflows/preview.yml", "Dockerfile"]
 INIT = ("workflow", "init", "shop", "--type", "python")
@@ -156,6 +158,41 @@ def test_a_projects_port_is_compared_when_it_is_named(world: CliWorld, checkout:
     world(*INIT, "--write", str(checkout), "--container-port", "9999")
     said = world("workflow", "scan", str(checkout), "--project", "shop", "--json").json
     assert "port-differs" in [row["rule"] for row in said["issues"]]
+
+
+def answered(**changed: Any) -> bytes:
+    """What a server might answer to `workflow init`."""
+    whole = {
+        "success": True, "projectName": "shop", "type": "python", "environment": "staging", "projectExists": True,
+        "files": [], "githubActionsWorkflow": "", "dockerfile": "", "ports": {}, "containerPort": 1, "secrets": [],
+        "nextSteps": [], **changed,
+    }  # fmt: skip
+    return json.dumps({**whole, "result": whole}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (answered(), 0),
+        (answered(files=[{"path": "../evil", "content": "x"}]), Conflict.exit_code),
+        (answered(files=[{"path": "Dockerfile", "content": "FROM \x1b[31mred"}], nextSteps=["\x1b]0;title\x07go"]), 0),
+        (answered(files="Dockerfile"), DriverRefused.exit_code),
+        (answered(files=[{"path": ["Dockerfile"]}]), DriverRefused.exit_code),
+        (answered(nextSteps=7), DriverRefused.exit_code),
+        (b'{"success":true}', DriverRefused.exit_code),
+    ],
+    ids=[str(number) for number in range(7)],
+)
+def test_what_a_server_answers_is_checked_before_anything_is_done_with_it(
+    body: bytes, code: int, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / "Dockerfile").write_text("FROM mine:1\n", encoding="utf-8")
+    with Stranger(200, body, {"Content-Type": "application/json"}).running() as stranger:
+        assert codeb(*INIT, "--write", str(checkout), "--diff", url=stranger.url) == code
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    assert list(checkout.iterdir()) == [checkout / "Dockerfile"]
+    assert (checkout / "Dockerfile").read_text(encoding="utf-8") == "FROM mine:1\n"
 
 
 @pytest.mark.parametrize("verb", ["init", "scan"])

@@ -200,6 +200,7 @@ HARMFUL: dict[str, Any] = {
     "alias bomb": BOMB,
     "alias bomb where it is read": "on: pull_request\n" + BOMB + "jobs: {a: {runs-on: *i}}\n",
     "endless alias where it is read": "on: pull_request\njobs: {a: {runs-on: &a [*a]}}\n",
+    "deep where it is read": "on: pull_request\njobs: {a: {runs-on: " + "[" * 990 + "x" + "]" * 990 + "}}\n",
     "endless alias": "on: &a [*a]\njobs: {}\n",
     "deep flow": "a: " + "[" * 50_000,
     "deep block": "\n".join(" " * n + f"k{n}:" for n in range(500)),
