@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.dockerfiles import DOCKERFILE, DOCKERIGNORE, SECRETS, AppType, dockerfile, dockerignore
-from codeb_mcp.model.errors import InvalidRequest, ReleaseUnhealthy
+from codeb_mcp.model.errors import DeadlineExceeded, InvalidRequest, ReleaseUnhealthy
 from codeb_mcp.model.finding import Finding, Severity
 from codeb_mcp.model.names import Environment, Port, ProjectName
 from codeb_mcp.model.preview import LONGEST_NAME
@@ -249,8 +249,12 @@ async def workflow_scan(ctx: Context, request: WorkflowScanRequest) -> WorkflowS
     _require_fitting(request.files)
     project = await load_project(ctx.store, request.project_name) if request.project_name else None
     port = project.settings.container_port if project else None
-    async with asyncio.timeout(SCAN_SECONDS):
-        found = await asyncio.to_thread(scan, request.files, port)
+    try:
+        async with asyncio.timeout(SCAN_SECONDS):
+            found = await asyncio.to_thread(scan, request.files, port)
+    except TimeoutError:
+        hint = "Send fewer and smaller files."
+        raise DeadlineExceeded(f"the files could not be read within {SCAN_SECONDS:g} s", hint=hint) from None
     errors = sum(1 for one in found if one.severity is Severity.ERROR)
     warnings = sum(1 for one in found if one.severity is Severity.WARNING)
     return WorkflowScanResult(
