@@ -99,6 +99,11 @@ def set_cable(number: int, *, plugged: bool) -> None:
     _run(["ip", "link", "set", cable(number), "up" if plugged else "down"])
 
 
+def inside(host: str, *argv: str, check: bool = True) -> None:
+    """Run a command of the machine in a host's network, also while its power is off."""
+    _run(["nsenter", f"--net=/run/netns/{namespace(host)}", "--", *argv], check=check)
+
+
 def _there(interface: str) -> bool:
     return Path("/sys/class/net", interface).exists()
 

@@ -136,22 +136,22 @@ class LabHosts:
         """A firewall in the host: what comes `in` to the port, or goes `out` from it, vanishes; `reset` answers instead."""
         chain, side = ("INPUT", "--dport") if direction == "in" else ("OUTPUT", "--sport")
         target = ["-j", "REJECT", "--reject-with", "tcp-reset"] if reset else ["-j", "DROP"]
-        self.exec(host, "iptables", "-w", "10", "-A", chain, "-p", "tcp", side, str(port), *target)
+        host_network.inside(host, "iptables", "-w", "10", "-A", chain, "-p", "tcp", side, str(port), *target)
 
     def undrop(self, host: str) -> None:
         """No firewall rule any more."""
         for chain in ("INPUT", "OUTPUT"):
-            self.exec(host, "iptables", "-w", "10", "-F", chain)
+            host_network.inside(host, "iptables", "-w", "10", "-F", chain)
 
     def slow(self, host: str, *, megabits: float) -> None:
         """A slow line out of the host."""
         self.fast(host)
         words = f"rate {int(megabits * 1000)}kbit burst 16kb latency 400ms".split()
-        self.exec(host, "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", *words)
+        host_network.inside(host, "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", *words)
 
     def fast(self, host: str) -> None:
         """The line as it was."""
-        self.exec(host, "tc", "qdisc", "del", "dev", "eth0", "root", check=False)
+        host_network.inside(host, "tc", "qdisc", "del", "dev", "eth0", "root", check=False)
 
     def tree_hash(self, host: str) -> str:
         """A hash of all that the host ever wrote to its disk (not `/tmp`, `/run`, `/var/log`): names, kinds, modes, owners,
@@ -240,11 +240,9 @@ class LabHosts:
 
     def _mend(self, host: str) -> None:
         self.heal(host)
-        if self.pid(host) is None:
-            self.boot(host)
         self.undrop(host)
         self.fast(host)
-        self.wait_ready(host)
+        self.boot(host)
 
     @contextlib.contextmanager
     def _hold(self, host: str, kind: int, seconds: float) -> Iterator[None]:
