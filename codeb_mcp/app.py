@@ -9,13 +9,20 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from codeb_mcp.drivers.caddy import CaddyProxy
+from codeb_mcp.drivers.caddy_pki import internal_root
 from codeb_mcp.drivers.clock import SystemClock
+from codeb_mcp.drivers.dns import Zone
+from codeb_mcp.drivers.dns_cloudflare import SERVER, CloudflareZone
+from codeb_mcp.drivers.dns_powerdns import PowerDnsZone
+from codeb_mcp.drivers.dns_rfc2136 import TsigKey, UpdateZone
 from codeb_mcp.drivers.docker import DockerContainers
 from codeb_mcp.drivers.docker_images import DockerImages
 from codeb_mcp.drivers.flags import FlagTraffic
 from codeb_mcp.drivers.github import GitHubPullRequests
 from codeb_mcp.drivers.inspect import SocketInspector
 from codeb_mcp.drivers.kernel import KernelPorts
+from codeb_mcp.drivers.names import DnsNames
+from codeb_mcp.drivers.outside import NetworkOutside, from_file, the_systems
 from codeb_mcp.drivers.probe import HttpProber
 from codeb_mcp.drivers.ssh import SshHosts, SshSettings
 from codeb_mcp.log import configure_logging
@@ -29,7 +36,7 @@ from codeb_mcp.registry.env_history import EnvHistories
 from codeb_mcp.registry.files import FileStore
 from codeb_mcp.registry.journal import Journals
 from codeb_mcp.registry.prepaid import PrepaidLimiter
-from codeb_mcp.settings import Settings
+from codeb_mcp.settings import DnsZone, Settings
 
 Credentials = Callable[[str], tuple[str, str] | None]
 
@@ -60,6 +67,9 @@ def build_drivers(settings: Settings) -> Drivers:
     """Drivers for this host; nothing is connected yet."""
     proxy, docker = settings.proxy, settings.docker
     host, _, port = proxy.public.rpartition(":")
+    authority = internal_root(proxy.admin) if proxy.tls == "internal" else the_systems
+    if proxy.root_certificate is not None:
+        authority = from_file(proxy.root_certificate)
     return Drivers(
         containers=DockerContainers(docker.host),
         images=DockerImages(
@@ -67,7 +77,13 @@ def build_drivers(settings: Settings) -> Drivers:
             credentials=credentials_from(docker.credentials_file),
             min_free_bytes=docker.min_free_mb << 20,
         ),
-        proxy=CaddyProxy(proxy.admin, flags_folder=str(settings.traffic), listen=proxy.listen, tls=proxy.tls),
+        proxy=CaddyProxy(
+            proxy.admin,
+            flags_folder=str(settings.traffic),
+            listen=proxy.listen,
+            tls=proxy.tls,
+            domains=(settings.base_domain, settings.preview_domain),
+        ),
         traffic=FlagTraffic(settings.traffic),
         prober=HttpProber(address=host, port=int(port), tls=proxy.tls, authority=proxy.root_certificate),
         ports=KernelPorts(),
@@ -75,7 +91,33 @@ def build_drivers(settings: Settings) -> Drivers:
         hosts=SshHosts(ssh_settings(settings)),
         inspect=SocketInspector(),
         pull_requests=GitHubPullRequests(settings.github.api, settings.github.token_file),
+        names=names_from(settings),
+        outside=NetworkOutside(proxy.public, http_port=proxy.http_port, authority=authority),
     )
+
+
+def names_from(settings: Settings) -> DnsNames:
+    """Resolvers and the zones that can be written to; secrets are read when they are needed."""
+    dns = settings.dns
+
+    def maker(name: str, zone: DnsZone) -> Callable[[], Zone]:
+        return lambda: zone_from(name, zone, ttl=dns.ttl, timeout_seconds=dns.timeout_seconds)
+
+    zones = {name: maker(name, zone) for name, zone in dns.zones.items() if zone.provider != "manual"}
+    return DnsNames(dns.resolvers, zones, timeout_seconds=dns.timeout_seconds)
+
+
+def zone_from(name: str, zone: DnsZone, *, ttl: int, timeout_seconds: float) -> Zone:
+    """The client for a zone; nothing is connected yet. The settings have made sure that all it needs is there."""
+    secret, server = zone.secret_file or Path(), zone.server or SERVER
+    if zone.provider == "rfc2136":
+        key = TsigKey(zone.key_name or "", secret, zone.key_algorithm)
+        return UpdateZone(name, server, key=key, ttl=ttl, timeout_seconds=timeout_seconds)
+    if zone.provider == "powerdns":
+        return PowerDnsZone(
+            name, server, secret_file=secret, server_id=zone.server_id, ttl=ttl, timeout_seconds=timeout_seconds
+        )
+    return CloudflareZone(name, server, secret_file=secret, ttl=ttl, timeout_seconds=timeout_seconds)
 
 
 def ssh_settings(settings: Settings) -> SshSettings:
@@ -128,5 +170,6 @@ async def opened(settings: Settings, drivers: Drivers | None = None) -> AsyncIte
             services.drivers.proxy,
             services.drivers.prober,
             services.drivers.hosts,
+            services.drivers.names,
         ):
             await driver.close()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from codeb_mcp.model.errors import InvalidRequest
-from codeb_mcp.model.names import Domain, Environment, Port
+from codeb_mcp.model.names import Domain, Environment, Port, TeamId
 
 DEFAULT_ROOT = "/opt/codeb"
 
@@ -50,6 +51,70 @@ class ProxySettings(_Section):
     public: str = "127.0.0.1:80"
     tls: Literal["off", "internal", "acme"] = "off"
     root_certificate: Path | None = None
+    http_port: Port = 80
+    acme_directory: str | None = Field(None, pattern=r"^https://[!-~]{1,300}$")
+    acme_root: Path | None = None
+    acme_email: str | None = Field(None, pattern=r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,190}$")
+    acme_names: tuple[Domain, ...] = ("letsencrypt.org",)
+
+
+def _plain_address(value: str) -> str:
+    return str(ip_address(value))
+
+
+def _server_address(value: str) -> str:
+    host, number = value, ""
+    if value.startswith("["):
+        host, _, number = value[1:].partition("]")
+        number = number.removeprefix(":")
+    elif value.count(":") == 1:
+        host, _, number = value.partition(":")
+    ip_address(host)
+    if number and not (number.isascii() and number.isdigit() and 0 < int(number) < 65536):
+        raise ValueError("must be an address, or an address and a port")
+    return value
+
+
+DnsProvider = Literal["rfc2136", "powerdns", "cloudflare", "manual"]
+
+
+class DnsZone(_Section):
+    """Who keeps a zone, and what may write to it. `server`: address (and port) of the name server, or the API's URL;
+    `teams`: whose projects may have names in it, all when empty. The secret stands in a file of its own."""
+
+    provider: DnsProvider
+    server: str | None = Field(None, max_length=300)
+    server_id: str = Field("localhost", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    key_name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    key_algorithm: Literal["hmac-sha256", "hmac-sha384", "hmac-sha512"] = "hmac-sha256"
+    secret_file: Path | None = None
+    teams: tuple[TeamId, ...] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        wanted = {
+            "rfc2136": ("server", "key_name", "secret_file"), "powerdns": ("server", "secret_file"),
+            "cloudflare": ("secret_file",), "manual": (),
+        }[self.provider]  # fmt: skip
+        missing = [name for name in wanted if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"provider {self.provider} needs {', '.join(missing)}")
+        if self.provider == "rfc2136":
+            _server_address(self.server or "")
+        elif self.server is not None and not self.server.startswith(("http://", "https://")):
+            raise ValueError("server must be the address of an HTTP API")
+        return self
+
+
+class DnsSettings(_Section):
+    """Names. `addresses`: where our proxy is reached from outside; `resolvers`: who is asked where a name leads, the
+    system's when empty. Times in seconds."""
+
+    addresses: tuple[Annotated[str, AfterValidator(_plain_address)], ...] = Field((), max_length=8)
+    resolvers: tuple[Annotated[str, AfterValidator(_server_address)], ...] = Field((), max_length=8)
+    ttl: int = Field(300, ge=1, le=86_400)
+    timeout_seconds: float = Field(5.0, ge=0.1, le=60)
+    zones: dict[Domain, DnsZone] = Field({})
 
 
 def _rising(span: tuple[int, int]) -> tuple[int, int]:
@@ -122,6 +187,7 @@ class Settings(_Section):
     env: EnvSettings = EnvSettings()
     previews: PreviewSettings = PreviewSettings()
     ssh: SshSettings = SshSettings()
+    dns: DnsSettings = DnsSettings()
     github: GitHubSettings = GitHubSettings()
 
     @property

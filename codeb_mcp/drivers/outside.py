@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from codeb_mcp.drivers.protocols import Answer
-from codeb_mcp.model.errors import DeadlineExceeded, DriverRefused, DriverUnavailable
+from codeb_mcp.model.errors import CodebError, DeadlineExceeded, DriverRefused, DriverUnavailable
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate, Name
@@ -46,11 +46,27 @@ class Outside(Protocol):
         ...
 
 
+async def the_systems() -> str | None:
+    """The root certificates that this host believes anyway."""
+    return None
+
+
+def from_file(path: Path) -> Callable[[], Awaitable[str | None]]:
+    """Root certificates in a file, read each time, since it may be made later or renewed."""
+
+    async def read() -> str | None:
+        return path.read_text(encoding="ascii")
+
+    return read
+
+
 class NetworkOutside:
     """Implements `Outside`. `public` is the public TLS listener (`host:port`); `http_port` is where plain HTTP arrives at our
-    addresses; `authority` tells the root certificate to believe, or None for the system's."""
+    addresses; `authority` tells the root certificates to believe (PEM), or None for those of the system."""
 
-    def __init__(self, public: str, *, http_port: int = 80, authority: Callable[[], Path | None]) -> None:
+    def __init__(
+        self, public: str, *, http_port: int = 80, authority: Callable[[], Awaitable[str | None]] = the_systems
+    ) -> None:
         self._host, _, port = public.rpartition(":")
         self._port = int(port)
         self._http_port = http_port
@@ -77,11 +93,12 @@ class NetworkOutside:
 
     async def _distrust(self, host: str) -> str:
         """Why a client would not believe it; empty when it would."""
-        authority = self._authority()
         try:
-            context = ssl.create_default_context(cafile=authority)
-        except (OSError, ssl.SSLError) as error:
-            return f"the authority's root certificate {authority} cannot be used: {type(error).__name__}"
+            context = ssl.create_default_context(cadata=await self._authority())
+        except CodebError as error:
+            return f"the authority's root certificate is not to be had: {error.message}"
+        except (OSError, ValueError, ssl.SSLError) as error:
+            return f"the authority's root certificate cannot be used: {type(error).__name__}"
         try:
             await self._shake(host, context)
         except DriverRefused as refused:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from codeb_mcp.drivers.dns import Names
 from codeb_mcp.drivers.hosts import Hosts, Inspector
+from codeb_mcp.drivers.outside import Outside
 from codeb_mcp.drivers.protocols import Clock, Containers, Images, Ports, Prober, Proxy, PullRequests, Traffic
 from codeb_mcp.model.access import Principal
 from codeb_mcp.operations.env_copies import EnvCopies
@@ -57,6 +59,8 @@ class Drivers:
     clock: Clock
     hosts: Hosts
     inspect: Inspector
+    names: Names
+    outside: Outside
     pull_requests: PullRequests
 
 

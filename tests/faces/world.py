@@ -19,6 +19,7 @@ import uvicorn
 
 from codeb_mcp.app import opened
 from codeb_mcp.drivers.clock import SystemClock
+from codeb_mcp.drivers.fake_names import FakeNames, FakeOutside, FakeWorld
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
 from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
 from codeb_mcp.drivers.github import GitHubPullRequests
@@ -49,6 +50,7 @@ class NoPorts:
 
 def fake_drivers(engine: FakeEngine, edge: FakeEdge) -> Drivers:
     """An outside world in memory, with the real clock."""
+    dns = FakeWorld(zones={"example.com"})
     return Drivers(
         containers=FakeContainers(engine),
         images=FakeImages(engine),
@@ -60,6 +62,8 @@ def fake_drivers(engine: FakeEngine, edge: FakeEdge) -> Drivers:
         hosts=SshHosts(),
         inspect=SocketInspector(),
         pull_requests=GitHubPullRequests("http://127.0.0.1:9", None),
+        names=FakeNames(dns),
+        outside=FakeOutside(dns),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pytest
 import structlog
 
+from codeb_mcp.drivers.fake_names import FakeNames, FakeOutside, FakeWorld
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
 from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
 from codeb_mcp.drivers.github import GitHubPullRequests
@@ -101,6 +102,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.clock = StoppedClock()
         self.edge = FakeEdge()
+        self.dns = FakeWorld()
         self.engine = FakeEngine(apps=self.edge.apps)
         self.ports = PortsInUse()
         self.min_free_bytes = 1 << 30
@@ -138,6 +140,8 @@ class World:
             hosts=SshHosts(),
             inspect=SocketInspector(),
             pull_requests=GitHubPullRequests("http://127.0.0.1:9", None),
+            names=FakeNames(self.dns),
+            outside=FakeOutside(self.dns),
         )
         log = structlog.wrap_logger(structlog.ReturnLogger(), processors=[self.logged])
         services = Services(self.settings, drivers, registry, Trail(registry.audit), Runs(), log)
