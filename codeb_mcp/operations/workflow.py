@@ -227,6 +227,7 @@ class IssueAnswer(Result):
 class WorkflowScanResult(Result):
     """What was found, worst first. `total` counts also what is not listed."""
 
+    ok: bool = Field(description="Whether nothing is unsafe and nothing keeps it from working")
     summary: str
     issues: list[IssueAnswer]
     total: int
@@ -237,7 +238,7 @@ class WorkflowScanResult(Result):
     @property
     def exit_code(self) -> int:
         """That of an unhealthy release when something is unsafe or will not work."""
-        return ReleaseUnhealthy.exit_code if self.errors else 0
+        return 0 if self.ok else ReleaseUnhealthy.exit_code
 
 
 @operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.TEAM)
@@ -258,6 +259,7 @@ async def workflow_scan(ctx: Context, request: WorkflowScanRequest) -> WorkflowS
     errors = sum(1 for one in found if one.severity is Severity.ERROR)
     warnings = sum(1 for one in found if one.severity is Severity.WARNING)
     return WorkflowScanResult(
+        ok=errors == 0,
         summary=f"{errors} errors, {warnings} warnings in {len(request.files)} files"
         if found
         else "nothing to correct",

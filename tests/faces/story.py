@@ -44,7 +44,7 @@ STORY: tuple[tuple[str, Params], ...] = (
     ("project_get", {"projectName": "nowhere"}),
     ("workflow_init", {"projectName": "shop", "type": "nextjs", "database": True}),
     ("workflow_init", {"projectName": "later", "type": "go", "runner": "github-hosted", "environment": "preview"}),
-    ("workflow_init", {"projectName": "shop", "type": "cobol"}),
+    ("workflow_init", {"projectName": "shop", "type": "go", "environment": "mars"}),
     ("workflow_scan", {"files": {"Dockerfile": "FROM node\nCMD node ."}, "projectName": "shop"}),
     ("project_update", {**LIVE, "graceHours": 12}),
     ("promote", LIVE),
