@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from codeb_mcp.drivers.caddy_admin import CaddyAdmin, Dropped
 from codeb_mcp.drivers.caddy_config import Edge, Json, Tls, change, site_keys, sites_in
 from codeb_mcp.model.errors import CodebError, DriverRefused, DriverUnavailable, InvalidRequest
-from codeb_mcp.model.routes import Site, site_id, site_problems, site_route
+from codeb_mcp.model.routes import Site, nobody_route, site_id, site_problems, site_route
 
 ATTEMPTS = 30
 GATHER_SECONDS = 0.02
@@ -43,16 +43,25 @@ class CaddyProxy:
     `listen` are Caddy network addresses, the public one first. The server of Caddy that already listens on one of them is
     adopted: our routes go before its own, all else in it stays. If there is none, a server `server_name` is made.
     `tls`: off (plain HTTP), internal (Caddy's own authority), acme (Caddy's defaults); it shapes only a server made by us.
+    `domains`: base and preview domain; names that can only be ours and are no site then get 404 instead of an empty 200.
     """
 
     def __init__(
-        self, admin: str, *, flags_folder: str, listen: tuple[str, ...], tls: Tls, server_name: str = "codeb"
+        self,
+        admin: str,
+        *,
+        flags_folder: str,
+        listen: tuple[str, ...],
+        tls: Tls,
+        server_name: str = "codeb",
+        domains: tuple[str, str] | None = None,
     ) -> None:
         if not flags_folder.startswith("/") or any(char in flags_folder for char in "{}*?[]\\"):
             raise ValueError("the flags folder must be an absolute path that Caddy cannot take for a pattern")
         if not listen or "/" in server_name:
             raise ValueError("an edge needs an address to listen on and a server name without '/'")
-        self._edge = Edge(flags_folder, listen, tls, server_name)
+        nobody = nobody_route(*domains) if domains else None
+        self._edge = Edge(flags_folder, listen, tls, server_name, nobody)
         self._admin = CaddyAdmin(admin)
         self._waiting: list[_Wish] = []
         self._worker: asyncio.Task[None] | None = None

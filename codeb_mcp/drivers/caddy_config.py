@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from codeb_mcp.model.errors import Conflict, DriverRefused
-from codeb_mcp.model.routes import Route, Site, merge_routes, rival, route_hosts, site_from_route, site_key, site_route
+from codeb_mcp.model.routes import (
+    NOBODY_ID,
+    Route,
+    Site,
+    merge_routes,
+    rival,
+    route_hosts,
+    site_from_route,
+    site_key,
+    site_route,
+)
 
 Tls = Literal["off", "internal", "acme"]
 Json = dict[str, Any]
@@ -21,12 +31,14 @@ _ANY_ADDRESS = frozenset({"", "0.0.0.0", "::"})
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Where our sites stand in Caddy. `listen` holds Caddy network addresses, the public one first."""
+    """Where our sites stand in Caddy. `listen` holds Caddy network addresses, the public one first; `nobody` is the route
+    for names of ours that are no site."""
 
     flags_folder: str
     listen: tuple[str, ...]
     tls: Tls
     server_name: str
+    nobody: Route | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +109,8 @@ def change(config: Json | None, edge: Edge, upsert: Sequence[Site], remove: Iter
 
 
 def _with_routes(server: Json, name: str, edge: Edge, upsert: Sequence[Site], remove: frozenset[str]) -> Json:
-    routes = merge_routes(server.get("routes") or [], [site_route(site, edge.flags_folder) for site in upsert], remove)
+    wanted = [site_route(site, edge.flags_folder) for site in upsert]
+    routes = merge_routes(server.get("routes") or [], wanted, remove, edge.nobody)
     for site in upsert:
         if found := rival(routes, site):
             raise _conflict(site, name, *found)
@@ -129,9 +142,10 @@ def _own_server(server: Json, edge: Edge) -> Json:
 
 
 def _without(server: Json, keys: frozenset[str]) -> Json:
-    """The server without our sites of these keys: a site that moves to another server must not stay in the former."""
+    """The server without our sites of these keys: a site that moves to another server must not stay in the former. Nor
+    must the route for nobody, of which a configuration can have only one."""
     routes = server.get("routes") or []
-    kept = [route for route in routes if site_key(route) not in keys]
+    kept = [route for route in routes if site_key(route) not in keys and route.get("@id") != NOBODY_ID]
     return server if len(kept) == len(routes) else {**server, "routes": kept}
 
 

@@ -19,9 +19,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from codeb_mcp.model.names import Domain, Slot
+from codeb_mcp.model.names import Domain, Environment, Slot
 
 ID_PREFIX = "codeb-site-"
+NOBODY_ID = "codeb-nobody"
 SLOT_HEADER = "X-CodeB-Slot"
 KEY_PATTERN = r"[a-z0-9][a-z0-9-]{0,79}"
 
@@ -166,6 +167,33 @@ def _nothing_live(site: Site) -> dict[str, Any]:
     }
 
 
+def nobody_route(base_domain: str, preview_domain: str) -> Route:
+    """The route that answers 404 for names which can only be ours and are no site (any more): all below the preview domain,
+    and those of environments below the base domain. Without it the proxy answers an empty 200. To be the last of all.
+
+    Other names below the base domain may be somebody else's. The names are matched by a pattern because the proxy gets a
+    certificate for each `host` that is asked for, and for a wildcard instead of those for single names.
+    """
+    environments = "|".join(one.value for one in Environment if one is not Environment.PRODUCTION)
+    ours = (
+        rf"(?:[^.]+\.)+{re.escape(preview_domain)}",
+        rf"[^.]+-(?:{environments})\.{re.escape(base_domain)}",
+    )
+    return {
+        "@id": NOBODY_ID,
+        "match": [{"vars_regexp": {"{http.request.host}": {"pattern": rf"(?i)^(?:{'|'.join(ours)})\.?$"}}}],
+        "terminal": True,
+        "handle": [
+            {
+                "handler": "static_response",
+                "status_code": 404,
+                "headers": {"Content-Type": ["text/plain; charset=utf-8"], "Cache-Control": ["no-store"]},
+                "body": "there is nothing at this address (any more)\n",
+            }
+        ],
+    }
+
+
 def route_hosts(route: Route) -> Iterator[str]:
     """The host names a route asks for, lower case; none for a route that matches by something else."""
     for matcher in route.get("match") or ():
@@ -190,10 +218,13 @@ def rival(routes: Sequence[Route], site: Site) -> tuple[str, str] | None:
     return None
 
 
-def merge_routes(present: Sequence[Route], upsert: Iterable[Route], remove: Iterable[str]) -> list[Route]:
+def merge_routes(
+    present: Sequence[Route], upsert: Iterable[Route], remove: Iterable[str], nobody: Route | None = None
+) -> list[Route]:
     """The routes with ours replaced in place, added (before foreign ones, so that a foreign catch-all cannot hide them)
-    or removed; foreign routes keep their order and content. `remove` holds site keys."""
-    gone = {site_id(key) for key in remove}
+    or removed; foreign routes keep their order and content. `remove` holds site keys. `nobody` is put at the very end, so
+    that it hides nothing, and is there only as long as a site is."""
+    gone = {NOBODY_ID, *(site_id(key) for key in remove)}
     wanted = {route["@id"]: route for route in upsert}
     placed: set[str] = set()
     kept: list[Route] = []
@@ -205,4 +236,5 @@ def merge_routes(present: Sequence[Route], upsert: Iterable[Route], remove: Iter
             placed.add(name)
             route = wanted[name]
         kept.append(route)
-    return [*(route for name, route in wanted.items() if name not in placed), *kept]
+    merged = [*(route for name, route in wanted.items() if name not in placed), *kept]
+    return [*merged, nobody] if nobody and any(map(site_key, merged)) else merged

@@ -21,6 +21,7 @@ from tests.lab.caddy import CaddyServer
 from tests.lab.ports import FreePorts
 from tests.lab.upstream import Upstream
 
+DOMAINS = ("apps.test", "preview.test")
 Release = Callable[[], Awaitable[None]]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -91,6 +92,7 @@ class RealCase:
             flags_folder=str(self.server.flags),
             listen=(listen or self.server.listen,),
             tls=self.tls,
+            domains=DOMAINS,
         )
         self._stack.push_async_callback(client.close)
         return client

@@ -15,7 +15,7 @@ from codeb_mcp.drivers.caddy_admin import CaddyAdmin, body_tag
 from codeb_mcp.drivers.caddy_config import parse_address
 from codeb_mcp.model.errors import Conflict, DeadlineExceeded, DriverRefused, DriverUnavailable, InvalidRequest
 from codeb_mcp.model.names import Slot
-from codeb_mcp.model.routes import Site
+from codeb_mcp.model.routes import NOBODY_ID, Site
 from tests.contract.edges import Case, RealCase, serving, site, until
 from tests.lab.caddy import CaddyServer
 from tests.lab.ports import FreePorts
@@ -189,7 +189,8 @@ async def test_foreign_configuration_survives_byte_for_byte_and_its_server_is_ad
     assert list(server.get("/config/apps/http/servers")) == ["other", "shared"]
     now = server.get("/config/apps/http/servers/shared/routes")
     assert [route["@id"] for route in now[:3]] == [f"codeb-site-shop{n}-production" for n in range(3)]
-    assert json.dumps(now[3:]) == json.dumps(routes)
+    assert json.dumps(now[3:-1]) == json.dumps(routes)
+    assert now[-1]["@id"] == NOBODY_ID
     await proxy.apply(remove=[one.key for one in sites])
     assert server.body("/config/") == before
 
@@ -214,7 +215,8 @@ async def test_a_site_moves_with_the_address_that_codeb_is_told_to_use(real: Rea
     )
     await real.proxy(listen=elsewhere).apply(upsert=[shop])
     assert real.server.get("/config/apps/http/servers/codeb/routes") == []
-    assert len(real.server.get("/config/apps/http/servers/theirs/routes")) == 1
+    moved = real.server.get("/config/apps/http/servers/theirs/routes")
+    assert [route["@id"] for route in moved] == ["codeb-site-shop-production", NOBODY_ID]
 
 
 async def test_another_writer_between_reading_and_writing_is_not_overwritten(real: RealCase) -> None:
@@ -232,7 +234,8 @@ async def test_another_writer_between_reading_and_writing_is_not_overwritten(rea
     async with serving(port, lambda r, w: _forward(real.server, r, w, meddle)):
         assert await real.proxy(admin=f"http://127.0.0.1:{port}").apply(upsert=[site("second-production", real.ports)])
     names = {route["@id"] for route in real.server.get("/config/apps/http/servers/codeb/routes")}
-    assert names == {"codeb-site-first-production", "codeb-site-second-production", "other1", "other2", "other3"}
+    sites = {"codeb-site-first-production", "codeb-site-second-production"}
+    assert names == {*sites, "other1", "other2", "other3", NOBODY_ID}
     assert all(b"If-Match: " in request for request in meddled)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from codeb_mcp.model.routes import (
     Site,
     flag_name,
     merge_routes,
+    nobody_route,
     rival,
     route_hosts,
     site_key,
@@ -111,6 +113,50 @@ def test_a_merge_has_what_is_wanted_and_leaves_foreign_routes_as_they_were(
     assert merge_routes(merged, [_ours(key, 1) for key in sorted(upsert)], remove) == merged
     fresh = [route for route in merged if site_key(route) in upsert - had]
     assert merged[: len(fresh)] == fresh
+
+
+NOBODY = nobody_route("apps.test", "preview.test")
+
+
+@given(present=ROUTES, upsert=st.sets(KEYS), remove=st.sets(KEYS), former=st.none() | st.integers(0, 12))
+def test_the_route_for_nobody_is_the_last_as_long_as_there_is_a_site(
+    present: list[Route], upsert: set[str], remove: set[str], former: int | None
+) -> None:
+    remove -= upsert
+    wanted = [_ours(key, 1) for key in sorted(upsert)]
+    plain = merge_routes(present, wanted, remove)
+    if former is not None:
+        present = [*present[:former], {**NOBODY, "of": "an earlier version"}, *present[former:]]
+    merged = merge_routes(present, wanted, remove, NOBODY)
+    assert merged == ([*plain, NOBODY] if any(map(site_key, plain)) else plain)
+    assert merge_routes(merged, wanted, remove, NOBODY) == merged
+
+
+@pytest.mark.parametrize(
+    ("host", "is_ours"),
+    [
+        ("shop-staging-blue.preview.my-own.test", True),
+        ("Any.Thing.PREVIEW.my-own.test.", True),
+        ("shop-pr-12-preview.my-own.test", True),
+        ("shop-staging.my-own.test", True),
+        ("preview.my-own.test", False),
+        ("shop.my-own.test", False),
+        ("api.my-own.test", False),
+        ("a.b-staging.my-own.test", False),
+        ("shop-stagings.my-own.test", False),
+        ("xpreview.my-own.test", False),
+        ("a.preview.my-own.test.evil.test", False),
+        ("shop-staging.my-ownxtest", False),
+    ],
+)
+def test_only_names_that_can_be_nobody_elses_are_answered_for_nobody(host: str, is_ours: bool) -> None:
+    pattern = nobody_route("my-own.test", "preview.my-own.test")["match"][0]["vars_regexp"]["{http.request.host}"]
+    assert bool(re.search(pattern["pattern"], host)) is is_ours
+
+
+def test_the_route_for_nobody_names_no_host_that_would_get_a_certificate() -> None:
+    assert list(route_hosts(NOBODY)) == []
+    assert site_key(NOBODY) is None
 
 
 def test_a_route_that_stands_twice_is_left_once() -> None:
