@@ -27,10 +27,12 @@ WirePath = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One field of a request on the command line. `path` leads to it in the wire's JSON."""
+    """One field of a request on the command line. `path` leads to it in the wire's JSON; a `secret` one is typed as the name
+    of a file that holds it."""
 
     path: WirePath
     parameter: click.Parameter
+    secret: bool = False
 
     @property
     def typed(self) -> str:
@@ -52,7 +54,7 @@ def flags_of(model: type[BaseModel]) -> list[Flag]:
 
 
 def wire_arguments(flags: list[Flag], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """What was typed, as the wire's JSON; what was not typed is left out."""
+    """What was typed, as the wire's JSON; what was not typed is left out. Reads the files that hold secrets."""
     arguments: dict[str, Any] = {}
     for flag in flags:
         value = typed.get(flag.parameter.name or "")
@@ -61,6 +63,7 @@ def wire_arguments(flags: list[Flag], typed: Mapping[str, Any]) -> dict[str, Any
         target = arguments
         for name in flag.path[:-1]:
             target = target.setdefault(name, {})
+        value = secret_file(value) if flag.secret else value
         target[flag.path[-1]] = list(value) if isinstance(value, tuple) else value
     return arguments
 
@@ -80,7 +83,7 @@ def _flags(model: type[BaseModel], above: WirePath, *, defaults: bool) -> Iterat
         path = (*above, field.alias or name)
         plain, optional = plain_type(field.annotation)
         if not above and path[0] in getattr(model, "secret", ()):
-            yield Flag(path, _secret_option(path, field))
+            yield Flag(path, _secret_option(path, field), secret=True)
         elif isinstance(plain, type) and issubclass(plain, BaseModel):
             yield from _flags(plain, path, defaults=defaults and not optional)
         elif not above and is_positional(path[0], field):
@@ -142,7 +145,7 @@ def _secret_option(path: WirePath, field: FieldInfo) -> click.Option:
     """Secrets are read from a file or stdin: what is typed on a command line is in the process list and the history."""
     said = f"File with {field.description or words(path[-1])}: NAME=value lines or a JSON object; - is stdin"
     names = [_parameter_name(path), f"--{kebab(path[-1])}"]
-    return click.Option(names, type=secret_file, metavar="FILE", help=said, required=field.is_required())
+    return click.Option(names, type=click.STRING, metavar="FILE", help=said, required=field.is_required())
 
 
 def secret_file(path: str) -> Any:

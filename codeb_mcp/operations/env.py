@@ -20,7 +20,7 @@ from codeb_mcp.model.env import (
     render,
     size_of,
 )
-from codeb_mcp.model.errors import Conflict, InvalidRequest, NotFound
+from codeb_mcp.model.errors import CodebError, Conflict, InvalidRequest, NotFound
 from codeb_mcp.model.names import Environment
 from codeb_mcp.model.project import Project
 from codeb_mcp.operations.catalog import Effect, operation
@@ -174,8 +174,8 @@ async def env_sync(ctx: Context, request: EnvSyncRequest) -> EnvChangeResult:
 
 async def _renew_copies(ctx: Context, request: EnvSyncRequest, state: EnvSnapshot) -> None:
     """Forget what is believed to be on the Backup servers when it is not; the answer's copy brings it all again."""
-    from codeb_mcp.model.errors import CodebError
-
+    if not state.entries:
+        return
     try:
         whole = not await examine_copies(ctx.services, request.project_name, request.environment.value, state)
     except CodebError:

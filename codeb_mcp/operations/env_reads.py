@@ -116,8 +116,10 @@ class EnvDiffPage(Page):
 
 @operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.PROJECT)
 async def env_diff(ctx: Context, request: EnvDiffRequest) -> EnvDiffPage:
-    """Compare variables by name: with another environment (against), between versions (fromVersion, toVersion), or with the
-    project's contract (contract). Never shows a value."""
+    """Compare variables by name with another environment, another version or the contract.
+
+    Say exactly one of against, fromVersion (with toVersion, which is current if not given) and contract. Never shows a value.
+    """
     said = [request.against is not None, request.from_version is not None, request.contract]
     if said.count(True) != 1:
         raise InvalidRequest(
@@ -286,8 +288,10 @@ class EnvVerifyResult(Result):
 
 @operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.PROJECT, long=True)
 async def env_verify(ctx: Context, request: EnvironmentRequest) -> EnvVerifyResult:
-    """Verify the history of an environment's variables: the log's chain, every version, the first one, and the encrypted
-    copies on the Backup server, which are opened and compared."""
+    """Verify the history of an environment's variables and its encrypted copies.
+
+    Checks the log's chain, every version and the first one; the copies on the Backup server are opened and compared.
+    """
     project = await load_project(ctx.store, request.project_name)
     require_environment(project, request.project_name, request.environment)
     env = ctx.services.registry.env

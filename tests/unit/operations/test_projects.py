@@ -208,7 +208,8 @@ async def test_a_deleted_project_leaves_nothing_but_its_env_files(world: World) 
     assert world.running() == []
     assert world.edge.configured == {}
     assert world.edge.flags == {}
-    assert env.read_text(encoding="utf-8") == "A=1\n"
+    [aside] = (world.settings.projects / ".deleted").iterdir()
+    assert (aside / env.name).read_text(encoding="utf-8") == "A=1\n"
     await world.refused("not_found", "project_get", projectName="shop")
     with pytest.raises(NotFound):
         await world.slots()
