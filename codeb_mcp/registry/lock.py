@@ -31,7 +31,7 @@ def hold(path: str, *, wait_seconds: float) -> Iterator[None]:
 def _take(path: str, deadline: float, wait_seconds: float) -> int:
     pause = 0.0002
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        handle = _open(path)
         if try_flock(handle) and _still_named(handle, path):
             return handle
         os.close(handle)
@@ -44,6 +44,16 @@ def _take(path: str, deadline: float, wait_seconds: float) -> int:
         # Waiting in the kernel could not be given up at the deadline, so ask again, soon and not in step with others.
         time.sleep(random.uniform(0.5, 1.0) * pause)
         pause = min(pause * 1.5, 0.002)
+
+
+def _open(path: str) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        handle = os.open(path, flags | os.O_CREAT, 0o600)
+        os.fchmod(handle, 0o600)  # whatever the umask: nobody else could open it again
+        return handle
 
 
 def try_flock(handle: int) -> bool:
