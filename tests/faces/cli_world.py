@@ -81,8 +81,9 @@ class CliWorld:
         return self
 
 
-def typed(tool: str, params: Mapping[str, Any]) -> list[str] | None:
-    """The friendly command that says this call, or None when its flags cannot (a field or tool that does not exist)."""
+def typed(tool: str, params: Mapping[str, Any], folder: Path) -> list[str] | None:
+    """The friendly command that says this call, or None when its flags cannot (a field or tool that does not exist). What is
+    secret is written into a file in the folder."""
     catalog = load_all()
     name = catalog.aliases.get(tool, tool)
     if name not in catalog:
@@ -90,6 +91,9 @@ def typed(tool: str, params: Mapping[str, Any]) -> list[str] | None:
     words = [tool] if tool != name else tool.replace("_", " ", 1).replace("_", "-").split(" ")
     flags = {flag.path: flag.typed for flag in flags_of(catalog[name].request)}
     arguments, options = [], []
+    for secret in catalog[name].request.secret & params.keys():
+        (folder / secret).write_text(json.dumps(params[secret]), encoding="utf-8")
+        params = {**params, secret: str(folder / secret)}
     for path, value in leaves(params):
         if path not in flags:
             return None

@@ -67,7 +67,7 @@ class Terminal:
 
     async def friendly(self, tool: str, params: Mapping[str, Any]) -> Outcome:
         """`codeb NOUN VERB --flags`."""
-        words = typed(tool, params)
+        words = typed(tool, params, self._world.services.settings.root.parent)
         if words is None or params.get("environment") == "mars":
             return NOT_SAID
         return await self([*words, *([] if "confirm" in params else yes(tool))])
