@@ -108,7 +108,7 @@ class Api:
             if not self._leaving.is_set():
                 raise
             # The time for requests to end is over. The caller still is there and gets an answer it can read.
-            ending = DriverUnavailable("the server is ending", hint="Repeat the call when it is back.")
+            ending = DriverUnavailable("the server is ending", hint="Its run stays open: repeat the call when it is back, or look with operation_list how it ended.")
             return envelope.failure(ending, call.correlation_id, tool=call.tool)
 
     async def listed(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -54,8 +54,8 @@ the new release; otherwise everything is as before.
 Good to know
 - A missing environment means staging. Say production when you mean it.
 - Long calls report progress. wait: false answers an operationId at once; operation_get shows how far it is.
-- Repeating a call is safe: the same deploy within an hour joins the earlier one, and an idempotencyKey makes any run \
-happen once.
+- Repeating a call is safe: it joins the same run while that is open, the same deploy joins for an hour, and an \
+idempotencyKey makes any run happen once.
 - 423 lock_held means that another run works on the same environment: wait for it, or look at it with operation_get.
 - An error has a code, a message and a hint. Do what the hint says; do not guess around it.
 - Lists are paged: go on with nextOffset.
