@@ -12,7 +12,7 @@ from codeb_mcp.drivers.hosts import MAX_OUTPUT, FileStat, Finished, Host
 from codeb_mcp.drivers.local_host import LocalHost
 from codeb_mcp.drivers.ssh_errors import ssh_errors
 from codeb_mcp.drivers.ssh_files import SshFiles
-from codeb_mcp.drivers.ssh_link import SshLink, SshSettings
+from codeb_mcp.drivers.ssh_link import SshLink, SshSettings, joined
 from codeb_mcp.drivers.ssh_sockets import SshSockets
 from codeb_mcp.model.server import Server
 
@@ -52,13 +52,11 @@ class SshHost:
         task.add_done_callback(self._forget)
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await asyncio.shield(task)
+                return await joined(attempt, task)
         except TimeoutError:
-            attempt.abandon()
             task.cancel()
             raise attempt.too_late(timeout_seconds) from None
         except asyncio.CancelledError:
-            attempt.abandon()
             task.cancel()
             raise
 
@@ -106,6 +104,7 @@ class SshHost:
         await self._link.close()
 
     async def _run(self, attempt: Attempt, command: ssh_run.Command, stdin: bytes, max_output: int) -> Finished:
+        await ssh_keys.prepared()
         with ssh_errors(attempt):
             connection = await self._link.connection()
             async with self._link.slots:

@@ -16,8 +16,8 @@ from codeb_mcp.drivers import sftp
 from codeb_mcp.drivers.attempt import Attempt, file_bytes, path_bytes, temporary_name
 from codeb_mcp.drivers.hosts import MAX_OUTPUT, FileStat
 from codeb_mcp.drivers.ssh_errors import ssh_errors
-from codeb_mcp.drivers.ssh_keys import load
-from codeb_mcp.drivers.ssh_link import SshLink
+from codeb_mcp.drivers.ssh_keys import load, prepared
+from codeb_mcp.drivers.ssh_link import SshLink, joined
 
 if TYPE_CHECKING:
     import asyncssh
@@ -86,14 +86,10 @@ class SshFiles:
         task = asyncio.create_task(self._bounded(attempt, work))
         self._running.add(task)
         task.add_done_callback(self._forget)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            attempt.abandon()
-            raise
+        return await joined(attempt, task)
 
     async def _bounded(self, attempt: Attempt, work: Callable[[asyncssh.SFTPClient], Awaitable[T]]) -> T:
-        seconds, library = self._link.settings.file_seconds, load()
+        seconds, library = self._link.settings.file_seconds, await prepared()
         files: asyncssh.SFTPClient | None = None
         with ssh_errors(attempt):
             try:

@@ -88,7 +88,7 @@ class SshLink:
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._connect())
             self._connecting.add_done_callback(_look_at)
-        return await asyncio.shield(self._connecting)
+        return await joined(Attempt(self.key, "connect"), self._connecting)
 
     async def files(self) -> asyncssh.SFTPClient:
         """The connection's one SFTP session."""
@@ -230,6 +230,19 @@ class SshLink:
         if isinstance(error, library.KeyExchangeFailed):
             return attempt.refused(str(error), "The server's sshd is too old or its settings are too narrow.")
         return attempt.unreachable(str(error) or type(error).__name__)
+
+
+async def joined(attempt: Attempt, task: asyncio.Task[T]) -> T:
+    """Wait for a task that goes on without us. Its own end by force, when the connection is let go, is an error for us
+    and not our cancellation."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        attempt.abandon()
+        waiting = asyncio.current_task()
+        if task.cancelled() and waiting is not None and not waiting.cancelling():
+            raise attempt.unreachable("the connection was let go") from None
+        raise
 
 
 async def patiently(connection: asyncssh.SSHClientConnection, open_session: Callable[[], Awaitable[T]]) -> T:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from codeb_mcp.drivers.attempt import Attempt, file_bytes
 from codeb_mcp.drivers.ssh_errors import ssh_errors
+from codeb_mcp.drivers.ssh_keys import prepared
 from codeb_mcp.drivers.ssh_link import SshLink
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class SshSockets:
         """See `Host.socket`."""
         attempt = Attempt(self._link.key, f"forward a socket to {target}")
         wanted = target_of(attempt, target)
+        await prepared()
         with ssh_errors(attempt):
             connection = await self._link.connection()
             async with self._turn:

@@ -136,9 +136,7 @@ async def test_a_line_that_was_dead_between_two_calls_is_made_anew(faulty: Fault
     await CALLS["write"](host, faulty.folder)
     before = faulty.logins()
     faulty.lab.cut(HOST)
-    await asyncio.to_thread(
-        faulty.do, "sh", "-c", "while pgrep -f '^sshd: root@' >/dev/null; do kill -9 $(pgrep -f '^sshd: root@'); done"
-    )
+    await asyncio.to_thread(faulty.end_sessions)
     faulty.lab.heal(HOST)
     await faulty.works(host)
     assert await host.read(f"{faulty.folder}/file") == b"new"
@@ -424,6 +422,19 @@ async def test_a_socket_is_made_again_at_the_same_place_after_a_reconnect(faulty
     await _greeted(path)
 
 
+async def test_a_changed_entry_of_the_inventory_drops_the_former_connection(faulty: Faulty) -> None:
+    host = faulty.host()
+    task = asyncio.create_task(host.run(["sh", "-c", f"touch {faulty.folder}/began; sleep 60"], timeout_seconds=60))
+    await faulty.until(lambda: faulty.there("began") is not None)
+    assert faulty.hosts[-1].at(HOST, faulty.entry()) is host
+    other = faulty.hosts[-1].at(HOST, faulty.entry("codeb"))
+    for call in (task, host.run(["true"])):
+        with pytest.raises(DriverUnavailable):
+            async with asyncio.timeout(LIMIT):
+                await call
+    assert (await other.run(["id", "-un"])).stdout == b"codeb\n"
+
+
 async def test_closing_takes_sockets_and_waiting_calls_away(faulty: Faulty) -> None:
     host = faulty.host()
     path = await host.socket("127.0.0.1:22")
@@ -431,8 +442,9 @@ async def test_closing_takes_sockets_and_waiting_calls_away(faulty: Faulty) -> N
     await faulty.until(lambda: faulty.there("began") is not None)
     async with asyncio.timeout(LIMIT):
         await faulty.hosts[-1].close()
-    with pytest.raises((CodebError, asyncio.CancelledError)):
+    with pytest.raises(DriverUnavailable) as failed:
         await task
+    assert failed.value.detail["inDoubt"] is True
     assert not os.path.exists(path)
     assert not os.path.exists(os.path.dirname(path))
 

@@ -91,7 +91,7 @@ class LabHosts:
         self, host: str, *argv: str, stdin: bytes = b"", check: bool = True, seconds: float = EXEC_SECONDS
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command in a host as root without SSH, for set-up and assertions; LabError for a status other than 0."""
-        command = ["nsenter", "-t", str(self._running(host)), "-m", "-u", "-i", "-n", "-p", "--wd=/", "--", *argv]
+        command = ["nsenter", "-t", str(self._running(host)), "-m", "-u", "-i", "-n", "-p", "-r", "-w", "--", *argv]
         environ = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
         done = subprocess.run(command, input=stdin, capture_output=True, timeout=seconds, check=False, env=environ)
         if check and done.returncode:
