@@ -50,8 +50,11 @@ class Shop:
         """The values of the expressions that every step of ours has."""
         return {"vars.CODEB_URL": self.installation.url(""), "secrets.CODEB_API_KEY": self.keys[target]}
 
-    def build(self) -> str:
-        """Run build and push; answers the image as the engine of the installation finds it."""
+    def build(self, base: str, *lines: str) -> str:
+        """Run build and push; answers the image as the engine of the installation finds it. Its label makes it an image of
+        this test alone: equal ones would have one id, and go when the first test ends."""
+        text = "\n".join([f"FROM {base}", f"LABEL codeb.lab.test={self.name}", *lines, ""])
+        (self.bench.checkout / "Dockerfile").write_text(text, encoding="utf-8")
         build = self.bench.run(
             step_of(self.deploy_flow, "build", "Build"), {"secrets.NPMRC": "//x/:_authToken=private"}
         )
@@ -104,9 +107,7 @@ def shop(installation: Installation, bench: Workbench, unique: str) -> Iterator[
 async def test_what_is_pushed_is_built_stored_and_deployed_by_its_digest(
     shop: Shop, sample_images: SampleImages
 ) -> None:
-    base = await sample_images.pushed("v1")
-    (shop.bench.checkout / "Dockerfile").write_text(f"FROM {base}\nENV APP_VERSION=built\n", encoding="utf-8")
-    image = shop.build()
+    image = shop.build(await sample_images.pushed("v1"), "ENV APP_VERSION=built")
     kept = [path.read_text(encoding="utf-8") for path in (shop.bench.folder / "home").rglob("*") if path.is_file()]
     assert not any("auths" in text for text in kept), "no login stays on the runner"
     said = shop.deploy(image)
@@ -122,11 +123,7 @@ async def test_what_is_pushed_is_built_stored_and_deployed_by_its_digest(
 
 
 async def test_a_failed_deploy_fails_the_step_and_says_why(shop: Shop, sample_images: SampleImages) -> None:
-    await sample_images.local("bad", HEALTH="fail")
-    (shop.bench.checkout / "Dockerfile").write_text(
-        f"FROM {await sample_images.pushed('bad', HEALTH='fail')}\n", encoding="utf-8"
-    )
-    said = shop.deploy(shop.build())
+    said = shop.deploy(shop.build(await sample_images.pushed("bad", HEALTH="fail")))
     assert said.code == 22, said
     assert '"code":"release_unhealthy"' in said.out
     assert len(shop.runs()) == 1, "an answer that says no is not asked for again"
@@ -134,8 +131,7 @@ async def test_a_failed_deploy_fails_the_step_and_says_why(shop: Shop, sample_im
 
 
 async def test_a_lost_answer_is_asked_for_again_and_joins_the_run(shop: Shop, sample_images: SampleImages) -> None:
-    (shop.bench.checkout / "Dockerfile").write_text(f"FROM {await sample_images.pushed('v1')}\n", encoding="utf-8")
-    image = shop.build()
+    image = shop.build(await sample_images.pushed("v1"))
     shop.bench.lose_next_answer()
     said = shop.deploy(image)
     assert said.code == 0, said
@@ -163,8 +159,7 @@ def test_every_other_way_to_fail_fails_the_step(shop: Shop) -> None:
 
 
 async def test_a_pull_request_gets_a_preview_and_takes_it_along(shop: Shop, sample_images: SampleImages) -> None:
-    (shop.bench.checkout / "Dockerfile").write_text(f"FROM {await sample_images.pushed('v1')}\n", encoding="utf-8")
-    image = shop.build()
+    image = shop.build(await sample_images.pushed("v1"))
     made = shop.preview("deploy", "Create the preview and deploy to it", image)
     assert made.code == 0, made
     assert shop.installation.ask_public(f"{shop.name}-pr-12", environment="preview")[:2] == (200, "v1")
