@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from codeb_mcp.model.errors import CodebError, Conflict, LockHeld
+from codeb_mcp.model.names import lease_name
 from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.answers import new_run_id
@@ -136,22 +137,28 @@ class Housekeeper:
             report.previews_ended += await end_closed_previews(self.services, now, report.problems)
 
     async def _restore_routes(self, report: Report) -> None:
-        """A proxy that came back without its configuration gets our sites again; nothing else is changed by itself."""
-        present = set(await self.services.drivers.proxy.sites())
+        """A proxy that came back without its configuration gets our sites again; nothing else is changed by itself. What
+        is being deleted gets none, and what was deleted meanwhile loses it again, so that no route outlives its site."""
+        proxy, store = self.services.drivers.proxy, self.services.store
+        present = set(await proxy.sites())
         sites = []
-        for slots in await environments(self.services.store, report.problems):
-            if slots.key in present:
+        for slots in await environments(store, report.problems):
+            if slots.key in present or await store.lease(lease_name(slots.project_name, None)) is not None:
                 continue
             try:
                 await ensure_flag(self.services, slots)
-                sites.append(await site_of(self.services.store, self.services.settings, slots))
+                sites.append(await site_of(store, self.services.settings, slots))
             except LockHeld:
                 continue
             except CodebError as error:
                 report.problems.append(f"route of {slots.key}: {error.message}")
-        if sites:
-            await self.services.drivers.proxy.apply(upsert=sites)
-            report.routes += [site.key for site in sites]
+        if not sites:
+            return
+        await proxy.apply(upsert=sites)
+        gone = [site.key for site in sites if await store.get(f"slots/{site.key}") is None]
+        if gone:
+            await proxy.apply(remove=gone)
+        report.routes += [site.key for site in sites if site.key not in gone]
 
     async def _refresh_health(self, report: Report) -> None:
         bound = asyncio.Semaphore(PROBES_AT_ONCE)

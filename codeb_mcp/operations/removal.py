@@ -165,6 +165,7 @@ async def forget_project(run: Performer, action: Action) -> Mapping[str, Any]:
     for key in keys:
         async with _fence_of(run, key) as token:
             run.drivers.traffic.forget(key, fence=token)
+    await run.drivers.proxy.apply(remove=keys)  # until now housekeeping may have put the routes back
     return {}
 
 

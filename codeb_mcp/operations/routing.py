@@ -85,6 +85,7 @@ async def ensure_flag(services: Services, slots: Slots) -> None:
         return
     lease = await services.store.acquire(lease_name(slots.project_name, slots.environment), "routes")
     try:
-        traffic.switch(slots.key, slots.active_slot, fence=lease.token)
+        if await find_slots(services.store, slots.project_name, slots.environment) is not None:  # else deleted meanwhile
+            traffic.switch(slots.key, slots.active_slot, fence=lease.token)
     finally:
         await services.store.release(lease)
