@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from codeb_mcp.drivers.caddy import CaddyProxy
+from codeb_mcp.drivers.caddy_config import Acme
 from codeb_mcp.drivers.caddy_pki import internal_root
 from codeb_mcp.drivers.clock import SystemClock
 from codeb_mcp.drivers.dns import Zone
@@ -83,6 +84,12 @@ def build_drivers(settings: Settings) -> Drivers:
             listen=proxy.listen,
             tls=proxy.tls,
             domains=(settings.base_domain, settings.preview_domain),
+            acme=Acme(
+                proxy.acme_directory,
+                str(proxy.acme_root) if proxy.acme_root else None,
+                proxy.acme_email,
+                proxy.http_port,
+            ),
         ),
         traffic=FlagTraffic(settings.traffic),
         prober=HttpProber(address=host, port=int(port), tls=proxy.tls, authority=proxy.root_certificate),

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codeb_mcp.drivers.caddy_admin import CaddyAdmin, Dropped
-from codeb_mcp.drivers.caddy_config import Edge, Json, Tls, change, site_keys, sites_in
+from codeb_mcp.drivers.caddy_config import Acme, Edge, Json, Tls, change, site_keys, sites_in, with_proof
+from codeb_mcp.model.domains import PROOF_PATH
 from codeb_mcp.model.errors import CodebError, DriverRefused, DriverUnavailable, InvalidRequest
-from codeb_mcp.model.routes import Site, nobody_route, site_id, site_problems, site_route
+from codeb_mcp.model.routes import PROOF_ID, Site, nobody_route, proof_route, site_id, site_problems, site_route
 
 ATTEMPTS = 30
 GATHER_SECONDS = 0.02
@@ -43,10 +44,10 @@ class CaddyProxy:
     `listen` are Caddy network addresses, the public one first. The server of Caddy that already listens on one of them is
     adopted: our routes go before its own, all else in it stays. If there is none, a server `server_name` is made.
     `tls`: off (plain HTTP), internal (Caddy's own authority), acme (Caddy's defaults); it shapes only a server made by us.
-    `domains`: base and preview domain; names that can only be ours and are no site then get 404 instead of an empty 200.
+    `acme`: which authority, and where it asks; `domains`: base and preview domain; names that can only be ours and are no site then get 404 instead of an empty 200.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is something that an operator decides about the proxy
         self,
         admin: str,
         *,
@@ -55,13 +56,14 @@ class CaddyProxy:
         tls: Tls,
         server_name: str = "codeb",
         domains: tuple[str, str] | None = None,
+        acme: Acme | None = None,
     ) -> None:
         if not flags_folder.startswith("/") or any(char in flags_folder for char in "{}*?[]\\"):
             raise ValueError("the flags folder must be an absolute path that Caddy cannot take for a pattern")
         if not listen or "/" in server_name:
             raise ValueError("an edge needs an address to listen on and a server name without '/'")
         nobody = nobody_route(*domains) if domains else None
-        self._edge = Edge(flags_folder, listen, tls, server_name, nobody)
+        self._edge = Edge(flags_folder, listen, tls, server_name, nobody, acme or Acme())
         self._admin = CaddyAdmin(admin)
         self._waiting: list[_Wish] = []
         self._worker: asyncio.Task[None] | None = None
@@ -102,6 +104,25 @@ class CaddyProxy:
         counts = [row.get("num_requests", 0) for row in rows if row.get("address") == f"127.0.0.1:{port}"]
         return int(sum(counts)) if counts else None
 
+    async def prove(self, proof: str) -> None:
+        """Have plain HTTP requests for the proof path answered with this text; only where certificates come from outside.
+
+        Raises what `apply` raises.
+        """
+        if self._edge.tls != "acme":
+            return
+        route = proof_route(PROOF_PATH, proof)
+        found = await self._admin.get(f"/id/{PROOF_ID}")
+        if found is not None and found.value == route:
+            return
+        for attempt in range(ATTEMPTS):
+            config, tag = await self._read()
+            wanted = with_proof(config, self._edge, route)
+            if wanted == (config or {}) or await self._write(config, wanted, tag):
+                return
+            await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))
+        raise _unsteady()
+
     async def close(self) -> None:
         """End the change under way, refuse those that wait, and let go of connections."""
         worker, self._worker = self._worker, None
@@ -140,10 +161,7 @@ class CaddyProxy:
                         wish.grant(moved=id(wish) in moved)
                     return
                 await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))
-            raise DriverUnavailable(
-                f"caddy's configuration kept changing through {ATTEMPTS} attempts",
-                hint="Find out which other program writes it, then repeat the call.",
-            )
+            raise _unsteady()
         except CodebError as error:
             for wish in batch:
                 wish.refuse(error)
@@ -178,6 +196,13 @@ class CaddyProxy:
             return await self._admin.post(path, value, etag=tag)
         except Dropped:
             return False  # done or not, the next look will tell
+
+
+def _unsteady() -> DriverUnavailable:
+    return DriverUnavailable(
+        f"caddy's configuration kept changing through {ATTEMPTS} attempts",
+        hint="Find out which other program writes it, then repeat the call.",
+    )
 
 
 def _check(upsert: Sequence[Site], remove: Sequence[str]) -> None:

@@ -26,7 +26,32 @@ from codeb_mcp.model.routes import (
 Tls = Literal["off", "internal", "acme"]
 Json = dict[str, Any]
 TLS_ID = "codeb-tls"
+HTTP_SERVER = "codeb-http"
+USUAL_HTTP_PORT = 80
 _ANY_ADDRESS = frozenset({"", "0.0.0.0", "::"})
+
+
+@dataclass(frozen=True, slots=True)
+class Acme:
+    """Which authority issues certificates, where that is not Caddy's own choice. `root`: file with the root certificate of
+    the directory's address; `http_port`: where the authority's questions over plain HTTP arrive."""
+
+    directory: str | None = None
+    root: str | None = None
+    email: str | None = None
+    http_port: int = 80
+
+    def issuer(self) -> Json | None:
+        """Caddy's issuer for it; None when nothing was said."""
+        said: Json = {
+            "ca": self.directory,
+            "email": self.email,
+            "trusted_roots_pem_files": [self.root] if self.root else None,
+        }
+        if self.http_port != USUAL_HTTP_PORT:
+            said["challenges"] = {"http": {"alternate_port": self.http_port}, "tls-alpn": {"disabled": True}}
+        said = {name: value for name, value in said.items() if value is not None}
+        return {"module": "acme", **said} if said else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +64,7 @@ class Edge:
     tls: Tls
     server_name: str
     nobody: Route | None = None
+    acme: Acme = Acme()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +131,46 @@ def change(config: Json | None, edge: Edge, upsert: Sequence[Site], remove: Iter
     if servers == present:
         return config or {}
     changed = _put(config or {}, servers, "apps", "http", "servers")
-    return _internal_tls(changed, servers) if edge.tls == "internal" else changed
+    if edge.tls == "internal":
+        # Never touch the host's trust store.
+        authority = _at(changed, "apps", "pki", "certificate_authorities", "local")
+        changed = _put(
+            changed, {"install_trust": False, **authority}, "apps", "pki", "certificate_authorities", "local"
+        )
+    issuer = {"module": "internal"} if edge.tls == "internal" else edge.acme.issuer() if edge.tls == "acme" else None
+    return _with_issuer(changed, servers, issuer) if issuer else changed
+
+
+def with_proof(config: Json | None, edge: Edge, route: Route) -> Json:
+    """The configuration in which plain HTTP gets this route first, on whichever server already listens there, else on one of
+    our own. Equal to `config` when nothing is to be done."""
+    present = servers_of(config)
+    listen = tuple(dict.fromkeys(f"{text.rpartition(':')[0]}:{edge.acme.http_port}" for text in edge.listen))
+    wanted = [parse_address(text) for text in listen]
+    target = next(
+        (
+            name
+            for name, server in present.items()
+            if any(one.overlaps(parse_address(text)) for one in wanted for text in server.get("listen") or ())
+        ),
+        HTTP_SERVER,
+    )
+    servers = {
+        name: _without_route(server, str(route["@id"]), kept=route if name == target else None)
+        for name, server in present.items()
+    }
+    own = servers.get(target, {"listen": list(listen)})
+    if route not in (own.get("routes") or []):
+        servers[target] = {**own, "routes": [route, *(own.get("routes") or [])]}
+    if edge.acme.http_port != USUAL_HTTP_PORT:
+        config = _put(config or {}, edge.acme.http_port, "apps", "http", "http_port")
+    return config or {} if servers == present else _put(config or {}, servers, "apps", "http", "servers")
+
+
+def _without_route(server: Json, name: str, *, kept: Route | None) -> Json:
+    routes = server.get("routes") or []
+    left = [route for route in routes if route.get("@id") != name or route == kept]
+    return server if len(left) == len(routes) else {**server, "routes": left}
 
 
 def _with_routes(server: Json, name: str, edge: Edge, upsert: Sequence[Site], remove: frozenset[str]) -> Json:
@@ -149,17 +214,15 @@ def _without(server: Json, keys: frozenset[str]) -> Json:
     return server if len(kept) == len(routes) else {**server, "routes": kept}
 
 
-def _internal_tls(config: Json, servers: Mapping[str, Json]) -> Json:
-    """Have Caddy's own authority issue the certificates of our hosts, and never touch the host's trust store."""
+def _with_issuer(config: Json, servers: Mapping[str, Json], issuer: Json) -> Json:
+    """Have this authority issue the certificates of our hosts, and of nobody else's."""
     routes: list[Route] = [route for server in servers.values() for route in server.get("routes") or ()]
     hosts = sorted({host for route in routes if site_key(route) is not None for host in route_hosts(route)})
     others = [
         policy for policy in _list_at(config, "apps", "tls", "automation", "policies") if policy.get("@id") != TLS_ID
     ]
-    ours = [{"@id": TLS_ID, "subjects": hosts, "issuers": [{"module": "internal"}]}] if hosts else []
-    config = _put(config, [*ours, *others], "apps", "tls", "automation", "policies")
-    authority = _at(config, "apps", "pki", "certificate_authorities", "local")
-    return _put(config, {"install_trust": False, **authority}, "apps", "pki", "certificate_authorities", "local")
+    ours = [{"@id": TLS_ID, "subjects": hosts, "issuers": [issuer]}] if hosts else []
+    return _put(config, [*ours, *others], "apps", "tls", "automation", "policies")
 
 
 def _conflict(site: Site, server: str, host: str, who: str) -> Conflict:

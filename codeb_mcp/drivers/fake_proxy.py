@@ -34,6 +34,7 @@ class FakeEdge:
     foreign: set[str] = field(default_factory=set)
     faults: dict[str, list[CodebError]] = field(default_factory=dict)
     changes: int = 0
+    proof: str = ""
 
     def fail(self, method: str, *errors: CodebError) -> None:
         """Let the next calls of that method raise these, one each."""
@@ -91,6 +92,11 @@ class FakeProxy:
         self._edge.stumble("in_flight")
         known = {site.port(slot) for site in self._edge.configured.values() for slot in Slot}
         return self._edge.running[port] if port in known else None
+
+    async def prove(self, proof: str) -> None:
+        """Remember it."""
+        self._edge.stumble("prove")
+        self._edge.proof = proof
 
     async def close(self) -> None:
         """Nothing to let go of."""

@@ -26,7 +26,7 @@ class HttpProber:
 
     `address` and `port` are the proxy's public listener as seen from here; `tls` is how it serves: off (plain HTTP), internal
     (certificates of the proxy's own authority, whose root certificate is `authority`) or acme (certificates that any
-    client trusts). A failure never raises: the answer's `problem` tells it in words.
+    client trusts, or those of `authority`). A failure never raises: the answer's `problem` tells it in words.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class HttpProber:
         return self._session
 
     def _context(self) -> ssl.SSLContext:
-        if self._tls == "acme":
+        if self._tls == "acme" and self._authority is None:
             return ssl.create_default_context()
         if self._authority is not None:
             return ssl.create_default_context(cafile=self._authority)

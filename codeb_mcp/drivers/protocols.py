@@ -176,6 +176,11 @@ class Proxy(Protocol):
         """Requests now running against that upstream; None when the proxy does not know it."""
         ...
 
+    async def prove(self, proof: str) -> None:
+        """Have plain HTTP requests for the proof path answered with this text, whatever their host, so that others can tell
+        this proxy from any other. Does nothing where no authority outside is going to look."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections."""
         ...

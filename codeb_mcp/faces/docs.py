@@ -48,6 +48,7 @@ SAMPLES: Mapping[str, Any] = {
     "files": {"Dockerfile": "FROM node:24"},
     "serverKey": "storage",
     "host": "192.0.2.30",
+    "domain": "www.example.com",
 }
 """Example values by field. Required fields that are not here are a mistake, which the generator reports."""
 

@@ -62,6 +62,7 @@ class EnvironmentSettings(_Settings):
     domain: Domain | None = Field(None, description="Public host name")
     grace_hours: float = Field(48.0, ge=0, le=24 * 30, description="How long the former slot stays warm")
     drain_seconds: float = Field(30.0, ge=0, le=600, description="How long a slot may finish requests before it stops")
+    security_headers: bool = Field(True, description="Add HSTS and other security headers that the app does not set")
 
     @property
     def grace(self) -> timedelta:

@@ -23,6 +23,7 @@ from codeb_mcp.model.names import Domain, Environment, Slot
 
 ID_PREFIX = "codeb-site-"
 NOBODY_ID = "codeb-nobody"
+PROOF_ID = "codeb-proof"
 SLOT_HEADER = "X-CodeB-Slot"
 KEY_PATTERN = r"[a-z0-9][a-z0-9-]{0,79}"
 
@@ -40,6 +41,7 @@ class Site:
     green_port: int
     blue_preview: str | None = None
     green_preview: str | None = None
+    security_headers: bool = True
 
     def port(self, slot: Slot) -> int:
         """The loopback port of a slot."""
@@ -111,7 +113,36 @@ def site_route(site: Site, flags_folder: str) -> Route:
         "@id": site_id(site.key),
         "match": [{"host": list(site.all_hosts)}],
         "terminal": True,
-        "handle": [{"handler": "subroute", "routes": [*previews, *chosen]}],
+        "handle": [
+            *(security_headers() if site.security_headers else []),
+            {"handler": "subroute", "routes": [*previews, *chosen]},
+        ],
+    }
+
+
+HSTS = ("Strict-Transport-Security", "max-age=31536000")
+"""A year, for this very host: who has the domain may have others below it that are not ours to decide about."""
+
+
+def security_headers() -> list[dict[str, Any]]:
+    """Handlers that add headers to every answer which does not have them: what the application sets stays as it is.
+
+    HSTS is sent over TLS only. Who may frame a page is left to an application that has a policy of its own.
+    """
+    hsts = {"match": [{"protocol": "https"}], "handle": [_unless_set(*HSTS)]}
+    return [
+        _unless_set("X-Content-Type-Options", "nosniff"),
+        _unless_set("Referrer-Policy", "strict-origin-when-cross-origin"),
+        _unless_set("X-Frame-Options", "SAMEORIGIN", "Content-Security-Policy"),
+        {"handler": "subroute", "routes": [hsts]},
+    ]
+
+
+def _unless_set(name: str, value: str, *others: str) -> dict[str, Any]:
+    absent: dict[str, None] = dict.fromkeys((name, *others))
+    return {
+        "handler": "headers",
+        "response": {"set": {name: [value]}, "require": {"headers": absent}, "deferred": True},
     }
 
 
@@ -120,7 +151,7 @@ def site_from_route(route: Route) -> Site | None:
     that it names no two ports."""
     key = site_key(route)
     try:
-        inner = route["handle"][0]["routes"] if key else []
+        inner = route["handle"][-1]["routes"] if key else []
         ports = {slot: _port_to(inner, slot) for slot in Slot}
         previews = {slot: _preview_of(inner, slot) for slot in Slot}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
@@ -129,7 +160,9 @@ def site_from_route(route: Route) -> Site | None:
     if key is None or blue is None or green is None:
         return None
     hosts = tuple(host for host in route_hosts(route) if host not in previews.values())
-    return Site(key, hosts, blue, green, previews[Slot.BLUE], previews[Slot.GREEN])
+    return Site(
+        key, hosts, blue, green, previews[Slot.BLUE], previews[Slot.GREEN], security_headers=len(route["handle"]) > 1
+    )
 
 
 def _to(route: Route, slot: Slot) -> bool:
@@ -200,6 +233,23 @@ def route_hosts(route: Route) -> Iterator[str]:
         for host in matcher.get("host") or () if isinstance(matcher, dict) else ():
             if isinstance(host, str):
                 yield host.lower()
+
+
+def proof_route(path: str, proof: str) -> Route:
+    """The route that shows over plain HTTP, under any name, that this proxy is ours. It takes nobody's host."""
+    return {
+        "@id": PROOF_ID,
+        "match": [{"path": [path]}],
+        "terminal": True,
+        "handle": [
+            {
+                "handler": "static_response",
+                "status_code": 200,
+                "headers": {"Content-Type": ["text/plain; charset=utf-8"], "Cache-Control": ["no-store"]},
+                "body": f"{proof}\n",
+            }
+        ],
+    }
 
 
 def rival(routes: Sequence[Route], site: Site) -> tuple[str, str] | None:

@@ -8,6 +8,8 @@ MODULES = (
     "access",
     "audits",
     "deploys",
+    "domain_reads",
+    "domains",
     "env",
     "env_reads",
     "health",

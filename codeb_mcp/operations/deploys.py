@@ -23,7 +23,7 @@ from codeb_mcp.operations.env_gate import require_contract
 from codeb_mcp.operations.environments import ensure_environment
 from codeb_mcp.operations.routing import require_without_traffic
 from codeb_mcp.operations.runs import STILL_STANDS, Planned, RunView, planner
-from codeb_mcp.operations.state import load_project, load_slots, site_of, url_of
+from codeb_mcp.operations.state import load_project, load_slots, proven_hosts, site_of, url_of
 from codeb_mcp.registry.entries import RunHeader
 
 DEPLOY_SECONDS = 1500.0
@@ -349,7 +349,7 @@ async def switch_plan(
         image_id=target.image_id,
         health_path=target.health_path,
         health_check=project.settings.health_check,
-        hosts=site.hosts,
+        hosts=await proven_hosts(services.store, services.settings, slots, site),
         by=header.caller["keyId"],
         grace_hours=project.settings.of(slots.environment).grace_hours,
         routed=routed,

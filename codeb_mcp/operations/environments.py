@@ -16,6 +16,7 @@ from codeb_mcp.model.project import all_ports
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.domain_state import further_hosts
 from codeb_mcp.operations.routing import require_free_hosts
 from codeb_mcp.operations.state import find_slots, load_ssot, parse_project, slots_key
 from codeb_mcp.registry.store import Change, Document, Stored
@@ -104,7 +105,8 @@ async def _changes(
             services, project, parse_project(project, {**merged, "ports": ports}), environment
         )
     projects[project] = {**merged, "ports": ports}
-    require_free_hosts(services.settings, projects, project, added)
+    further = await further_hosts(services) if added else {}
+    require_free_hosts(services.settings, projects, project, added, further)
     ssot["projects"] = projects
     ssot["usedPorts"] = sorted(set(ssot.get("usedPorts", [])) | all_ports({project: projects[project]}))
     ssot["quarantinedPorts"] = list(quarantined(ssot.get("quarantinedPorts", []), now))

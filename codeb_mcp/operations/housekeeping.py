@@ -14,6 +14,7 @@ from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.answers import new_run_id
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.domain_work import look_after_domains
 from codeb_mcp.operations.env_copies import catch_up
 from codeb_mcp.operations.garbage import collect_images
 from codeb_mcp.operations.health import probe_slot
@@ -29,6 +30,7 @@ KEEP_RUNS = 2000
 DAY_SECONDS = 86_400.0
 REQUESTS = "idempotency/"
 GARBAGE_EVERY = timedelta(minutes=10)
+DOMAINS_EVERY = timedelta(minutes=10)
 PULLS_EVERY = timedelta(minutes=5)
 
 
@@ -40,6 +42,7 @@ class Report:
     previews_ended: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)
     routes: list[str] = field(default_factory=list)
+    domains: list[str] = field(default_factory=list)
     health_changed: list[str] = field(default_factory=list)
     images_removed: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -55,6 +58,7 @@ class Housekeeper:
         self.services = services
         self.ring = ring or KeyRing()
         self._last_garbage: datetime | None = None
+        self._last_domains: datetime | None = None
         self._asked_for_pulls: datetime | None = None
 
     async def run(self) -> None:
@@ -73,6 +77,7 @@ class Housekeeper:
             self._expire,
             self._end_previews,
             self._restore_routes,
+            self._look_after_domains,
             self._refresh_health,
             self._note_use,
             self._copy_variables,
@@ -159,6 +164,15 @@ class Housekeeper:
         if gone:
             await proxy.apply(remove=gone)
         report.routes += [site.key for site in sites if site.key not in gone]
+
+    async def _look_after_domains(self, report: Report) -> None:
+        """Those that wait or leave each round; those that serve now and then, so that nobody is surprised by an expired
+        certificate."""
+        now = self.services.drivers.clock.now()
+        active = self._last_domains is None or now - self._last_domains >= DOMAINS_EVERY
+        if active:
+            self._last_domains = now
+        report.domains += await look_after_domains(self.services, report.problems, active=active)
 
     async def _refresh_health(self, report: Report) -> None:
         bound = asyncio.Semaphore(PROBES_AT_ONCE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +18,13 @@ from codeb_mcp.model.project import EnvironmentSettings, HealthCheck, Limits, Pr
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
-from codeb_mcp.operations.environments import add_environments
+from codeb_mcp.operations.domain_state import further_hosts
+from codeb_mcp.operations.domain_work import require_certifiable
+from codeb_mcp.operations.environments import PAUSE_SECONDS, TRIES, add_environments
 from codeb_mcp.operations.ownership import callers_projects, require_all_environments, team_projects
 from codeb_mcp.operations.routing import publish_routes, require_free_hosts
 from codeb_mcp.operations.state import find_slots, load_project, load_ssot, parse_project, site_of, url_of
-from codeb_mcp.registry.store import Change, Document, update
+from codeb_mcp.registry.store import Change, Document
 
 
 class SettingsRequest(Request):
@@ -52,12 +56,17 @@ class ProjectUpdateRequest(SettingsRequest):
     """Changes to a project; a domain or grace period belongs to one environment."""
 
     project_name: ProjectName = Field(description="Project")
-    environment: Environment | None = Field(None, description="Environment that domain and graceHours are for")
+    environment: Environment | None = Field(
+        None, description="Environment that domain, graceHours, drainSeconds and securityHeaders are for"
+    )
     domain: Domain | None = Field(
         None, description="Public host name of that environment; null goes back to the default one"
     )
     grace_hours: float | None = Field(None, ge=0, le=720, description="How long its former slot stays warm")
     drain_seconds: float | None = Field(None, ge=0, le=600, description="How long its slot may finish requests")
+    security_headers: bool | None = Field(
+        None, description="Add HSTS, nosniff, Referrer-Policy and X-Frame-Options where the app does not set them"
+    )
 
 
 class ProjectRequest(Request):
@@ -131,6 +140,7 @@ async def project_create(ctx: Context, request: ProjectCreateRequest) -> Project
         )
     if existing is None:
         _require_own_name(name)
+        await require_certifiable(ctx.services, request.domain)
     entry = existing or _new_entry(ctx, request)
     await add_environments(ctx.services, name, entry, request.environments, lambda: team_change(ctx, team, name))
     warnings = await publish_routes(ctx.services, name, request.environments)
@@ -208,7 +218,7 @@ def _with_environment(settings: ProjectSettings, environment: Environment, said:
 
 @operation(effect=Effect.CHANGE, role=Role.MEMBER, reach=Reach.PROJECT)
 async def project_update(ctx: Context, request: ProjectUpdateRequest) -> ProjectResult:
-    """Change a project's settings: image, container port, health check, limits, domain, grace period.
+    """Change a project's settings: image, container port, health check, limits, domain, grace period, security headers.
 
     What is not given stays as it is. Running containers keep the settings they were deployed with; the next deploy uses
     the new ones. A new domain is served at once.
@@ -217,17 +227,32 @@ async def project_update(ctx: Context, request: ProjectUpdateRequest) -> Project
         require_all_environments(ctx.caller)
     said = _said_of_environment(request)
 
-    def change(doc: Document | None) -> Document | None:
-        changed = _changed(doc, request, said)
-        if "domain" in said and request.environment:
-            require_free_hosts(ctx.services.settings, changed["projects"], request.project_name, [request.environment])
-        return changed
-
-    await update(ctx.store, "ssot", change)
-    environments = [request.environment] if "domain" in said and request.environment else []
+    await require_certifiable(ctx.services, said.get("domain"))
+    await _commit(ctx, request, said)
+    routed = {"domain", "security_headers"} & set(said)
+    environments = [request.environment] if routed and request.environment else []
     warnings = await publish_routes(ctx.services, request.project_name, environments)
     result = await describe(ctx.services, request.project_name)
     return result.model_copy(update={"warnings": warnings})
+
+
+async def _commit(ctx: Context, request: ProjectUpdateRequest, said: Mapping[str, Any]) -> None:
+    for _ in range(TRIES):
+        stored = await ctx.store.get("ssot")
+        changed = _changed(stored.doc if stored else None, request, said)
+        if "domain" in said and request.environment:
+            further = await further_hosts(ctx.services)
+            environments = [request.environment]
+            require_free_hosts(ctx.services.settings, changed["projects"], request.project_name, environments, further)
+        if stored is not None and changed == dict(stored.doc):
+            return
+        try:
+            await ctx.store.commit([Change("ssot", changed, stored.version if stored else 0)])
+        except Conflict:
+            await asyncio.sleep(random.uniform(0, PAUSE_SECONDS))
+            continue
+        return
+    raise Conflict("the registry kept changing", hint="Try again.")
 
 
 def _said_of_environment(request: ProjectUpdateRequest) -> dict[str, Any]:
@@ -235,12 +260,12 @@ def _said_of_environment(request: ProjectUpdateRequest) -> dict[str, Any]:
     says nothing at all, or does not say of which environment."""
     said: dict[str, Any] = {
         name: getattr(request, name)
-        for name in ("domain", "grace_hours", "drain_seconds")
+        for name in ("domain", "grace_hours", "drain_seconds", "security_headers")
         if name in request.model_fields_set and (name == "domain" or getattr(request, name) is not None)
     }
     if said and request.environment is None:
         raise InvalidRequest(
-            "environment: is needed for domain, graceHours and drainSeconds",
+            "environment: is needed for domain, graceHours, drainSeconds and securityHeaders",
             hint="Say which environment.",
             fields=[{"field": "environment", "problem": "is missing"}],
         )

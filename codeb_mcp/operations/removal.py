@@ -26,6 +26,7 @@ from codeb_mcp.model.sequence import Step
 from codeb_mcp.operations.answers import RunAnswer, RunRequest, common, fact, header_of, run_to_answer
 from codeb_mcp.operations.catalog import Effect, Request, operation
 from codeb_mcp.operations.context import Context, Services
+from codeb_mcp.operations.domain_state import leaving_changes, project_domains
 from codeb_mcp.operations.environments import without_project
 from codeb_mcp.operations.perform import Performer, step
 from codeb_mcp.operations.runs import Planned, RunView, planner
@@ -177,6 +178,7 @@ async def _struck(run: Performer, project: str, team: str, keys: Sequence[str]) 
         changes.append(Change("ssot", without_project(ssot.doc, project, now), ssot.version))
     if teams is not None:
         changes += _without_team_entry(teams.doc, teams.version, team, project)
+    changes += await leaving_changes(run.store, await project_domains(run.store, project))
     for document in (*(f"slots/{key}" for key in keys), f"domains/{project}"):
         stored = await run.store.get(document)
         if stored is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from codeb_mcp.model.errors import CodebError, Conflict
@@ -15,10 +16,15 @@ from codeb_mcp.settings import Settings
 
 
 def require_free_hosts(
-    settings: Settings, projects: Mapping[str, Any], project: str, environments: Sequence[Environment]
+    settings: Settings,
+    projects: Mapping[str, Any],
+    project: str,
+    environments: Sequence[Environment],
+    further: Mapping[str, Owner],
 ) -> None:
     """Raise Conflict when the public host of one of these environments lies in the preview domain or is the host of any
-    other environment. `projects` is that part of `ssot` as it is about to be written."""
+    other environment. `projects` is that part of `ssot` as it is about to be written; `further` names the hosts beyond
+    that, and whose they are."""
     preview = settings.preview_domain
     taken = {
         host: "another project" if name != project else f"the {environment} environment of this project"
@@ -33,7 +39,50 @@ def require_free_hosts(
             raise Conflict(f"{host} lies in the preview domain", hint="Choose another name or domain.", host=host)
         if host in taken:
             raise Conflict(f"{host} is taken by {taken[host]}", hint="Choose another name or domain.", host=host)
+        if host in further and not further[host].covers(project, environment):
+            who = further[host].named(project)
+            raise Conflict(f"{host} is taken by {who}", hint="Choose another name or domain.", host=host)
         taken[host] = f"the {environment} environment of this project"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a further domain is: an environment's; any environment's of the project when it is just leaving; the control
+    plane's without a project."""
+
+    project: str
+    environment: Environment | None = None
+
+    def covers(self, project: str, environment: Environment) -> bool:
+        """Whether that environment may have it."""
+        return self.project == project and self.environment in (None, environment)
+
+    def named(self, project: str) -> str:
+        """Whose it is, in words for somebody of `project`, who learns nothing about other projects."""
+        if self.project == project:
+            return f"the {self.environment} environment of this project"
+        return "another project" if self.project else "the control plane"
+
+
+def require_free_domain(
+    settings: Settings, projects: Mapping[str, Any], domain: str, owner: Owner, further: Mapping[str, Owner]
+) -> None:
+    """Raise Conflict unless a further domain may be that environment's: nobody else has it, and it is no preview name."""
+    preview, project, wanted = settings.preview_domain, owner.project, owner.environment
+    if domain == preview or domain.endswith("." + preview):
+        raise Conflict(f"{domain} lies in the preview domain", hint="Choose another domain.", host=domain)
+    hosts = (
+        (Owner(name, environment), host)
+        for name, entry in projects.items()
+        for environment, host in _hosts(settings, name, entry)
+    )
+    holder = next((one for one, host in hosts if host == domain and one != owner), further.get(domain))
+    if holder is not None and (wanted is None or not holder.covers(project, wanted)):
+        raise Conflict(
+            f"{domain} is taken by {holder.named(project)}",
+            hint="Choose another domain, or delete it there first.",
+            host=domain,
+        )
 
 
 def _hosts(settings: Settings, name: str, entry: Mapping[str, Any]) -> Iterator[tuple[Environment, str]]:
@@ -85,7 +134,9 @@ async def ensure_flag(services: Services, slots: Slots) -> None:
         return
     lease = await services.store.acquire(lease_name(slots.project_name, slots.environment), "routes")
     try:
-        if await find_slots(services.store, slots.project_name, slots.environment) is not None:  # else deleted meanwhile
+        if (
+            await find_slots(services.store, slots.project_name, slots.environment) is not None
+        ):  # else deleted meanwhile
             traffic.switch(slots.key, slots.active_slot, fence=lease.token)
     finally:
         await services.store.release(lease)

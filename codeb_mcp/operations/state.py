@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from codeb_mcp.model.domains import PENDING, domains_in
 from codeb_mcp.model.errors import NotFound, RegistryDamaged
 from codeb_mcp.model.names import Environment, Slot, environment_key
 from codeb_mcp.model.project import Project, preview_host, public_host
@@ -141,9 +142,9 @@ async def site_of(store: StateStore, settings: Settings, slots: Slots) -> Site:
     project = await load_project(store, slots.project_name)
     stored = await store.get(f"domains/{slots.project_name}")
     more = [
-        entry["domain"]
-        for entry in (stored.doc.get("domains", []) if stored else [])
-        if entry.get("environment", "production") == slots.environment.value
+        one.name
+        for one in domains_in(stored.doc if stored else None, slots.project_name)
+        if one.environment is slots.environment and one.routed
     ]
     environment = project.settings.of(slots.environment)
     first = public_host(slots.project_name, slots.environment, environment, settings.base_domain)
@@ -155,7 +156,20 @@ async def site_of(store: StateStore, settings: Settings, slots: Slots) -> Site:
         green_port=slots.green.port,
         blue_preview=preview_host(slots.project_name, slots.environment, Slot.BLUE, preview),
         green_preview=preview_host(slots.project_name, slots.environment, Slot.GREEN, preview),
+        security_headers=environment.security_headers,
     )
+
+
+async def proven_hosts(store: StateStore, settings: Settings, slots: Slots, site: Site) -> tuple[str, ...]:
+    """The site's hosts that a switch has to prove. A domain whose certificate an authority has yet to issue cannot be asked
+    for over TLS; it follows the switch like the others."""
+    if settings.proxy.tls != "acme":
+        return site.hosts
+    stored = await store.get(f"domains/{slots.project_name}")
+    waiting = {
+        one.name for one in domains_in(stored.doc if stored else None, slots.project_name) if one.status == PENDING
+    }
+    return tuple(host for host in site.hosts if host == site.hosts[0] or host not in waiting)
 
 
 def url_of(settings: Settings, host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from codeb_mcp.model.routes import (
     nobody_route,
     rival,
     route_hosts,
+    site_from_route,
     site_key,
     site_problems,
     site_route,
@@ -27,7 +29,7 @@ SHOP = Site("shop-production", ("shop.test", "www.shop.test"), 4000, 4001, "b.pr
 
 
 def _handlers(route: Route) -> list[dict[str, Any]]:
-    handled: list[dict[str, Any]] = route["handle"][0]["routes"]
+    handled: list[dict[str, Any]] = route["handle"][-1]["routes"]
     return handled
 
 
@@ -162,3 +164,23 @@ def test_the_route_for_nobody_names_no_host_that_would_get_a_certificate() -> No
 def test_a_route_that_stands_twice_is_left_once() -> None:
     merged = merge_routes([_ours("a", 0), {"n": 1}, _ours("a", 0)], [_ours("a", 1)], [])
     assert merged == [_ours("a", 1), {"n": 1}]
+
+
+def test_security_headers_are_added_only_where_an_answer_has_none_and_can_be_left_out() -> None:
+    added = [one["response"] for one in site_route(SHOP, "/f")["handle"] if one["handler"] == "headers"]
+    assert [list(one["set"]) for one in added] == [["X-Content-Type-Options"], ["Referrer-Policy"], ["X-Frame-Options"]]
+    assert all(set(one["set"]) <= set(one["require"]["headers"]) for one in added)
+    plain = site_route(replace(SHOP, security_headers=False), "/f")
+    assert [one["handler"] for one in plain["handle"]] == ["subroute"]
+
+
+def test_hsts_is_for_tls_only_and_for_no_name_below() -> None:
+    hsts = site_route(SHOP, "/f")["handle"][3]["routes"]
+    assert [route["match"] for route in hsts] == [[{"protocol": "https"}]]
+    assert "includeSubDomains" not in str(hsts)
+
+
+@pytest.mark.parametrize("headers", [True, False])
+def test_a_site_is_told_from_its_route_with_or_without_security_headers(headers: bool) -> None:
+    wanted = replace(SHOP, security_headers=headers)
+    assert site_from_route(site_route(wanted, "/f")) == wanted

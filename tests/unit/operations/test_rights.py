@@ -14,10 +14,10 @@ from tests.unit.operations.world import OWNER, World, principal
 
 CATALOG = load_all()
 ROLES = {
-    "viewer": {"workflow_scan", "slot_status", "slot_list", "team_list", "team_get", "member_list", "audit_list", "project_get", "project_list",
+    "viewer": {"domain_verify", "domain_list", "ssl_status", "workflow_scan", "slot_status", "slot_list", "team_list", "team_get", "member_list", "audit_list", "project_get", "project_list",
                "operation_get", "operation_list", "logs_get", "health_check", "registry_check", "port_list", "server_list", "server_check", "preview_list",
                "env_get", "env_diff", "env_scan", "env_backup_list", "env_verify"},
-    "member": {"deploy", "promote", "rollback", "project_create", "project_update", "operation_resume", "operation_cancel",
+    "member": {"domain_setup", "domain_delete", "deploy", "promote", "rollback", "project_create", "project_update", "operation_resume", "operation_cancel",
                "preview_create", "preview_delete", "workflow_init", "env_set", "env_unset", "env_sync"},
     "admin": {"env_restore", "server_add", "server_remove", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
               "token_rotate", "project_delete", "audit_verify", "registry_repair"},
@@ -25,6 +25,7 @@ ROLES = {
 }  # fmt: skip
 ACME = principal(Role.OWNER, "acme")
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("domain_setup", "domain_delete", "domain_verify", "ssl_status"), {"domain": "www.example.com"}),
     "deploy": {"image": "registry.test/shop:v1"}, "project_delete": {"confirm": "shop"}, "project_create": {},
     "token_create": {"name": "x", "role": "viewer"}, "token_revoke": {"tokenId": "key_x"}, "token_rotate": {"tokenId": "key_x"},
     "member_invite": {"name": "x"}, "member_remove": {"memberId": "mem_x"}, "team_create": {"teamId": "new", "name": "New"},
