@@ -25,7 +25,7 @@ ROLES = {
 }  # fmt: skip
 ACME = principal(Role.OWNER, "acme")
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("domain_setup", "domain_delete", "domain_verify", "ssl_status"), {"domain": "www.example.com"}),
+    **{name: {"domain": "www.example.com"} for name in ("domain_setup", "domain_delete", "domain_verify", "ssl_status")},
     "deploy": {"image": "registry.test/shop:v1"}, "project_delete": {"confirm": "shop"}, "project_create": {},
     "token_create": {"name": "x", "role": "viewer"}, "token_revoke": {"tokenId": "key_x"}, "token_rotate": {"tokenId": "key_x"},
     "member_invite": {"name": "x"}, "member_remove": {"memberId": "mem_x"}, "team_create": {"teamId": "new", "name": "New"},
