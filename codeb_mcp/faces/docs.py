@@ -54,7 +54,7 @@ SAMPLES: Mapping[str, Any] = {
 
 SETTINGS_SAY: Mapping[str, str] = {
     "base_domain": "Names of apps without a domain of their own end in it",
-    "preview_domain": "Preview names of slots end in it",
+    "preview_domain": "Preview names of slots end in it; every name below it is CodeB's, and one that is no site gets 404",
     "housekeeping_seconds": "Time between two rounds of housekeeping",
     "log_level": "What goes to the log on stderr",
     "server.host": "Address to listen on",
