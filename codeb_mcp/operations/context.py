@@ -48,7 +48,7 @@ def unheard(event: Event) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Drivers:
-    """The outside world. `hosts`: the servers of the inventory, where an installation has more than this machine."""
+    """The outside world. `hosts` are the servers of the inventory."""
 
     containers: Containers
     images: Images
