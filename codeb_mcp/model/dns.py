@@ -13,6 +13,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 
 from codeb_mcp.model.errors import Conflict
+from codeb_mcp.model.redaction import clean_text
 
 TAKING = ("A", "AAAA", "CNAME")
 """Types that decide where a name leads."""
@@ -122,12 +123,12 @@ def _sorted_out(
 
 
 def _foreign(name: str, records: Iterable[Record]) -> Conflict:
-    shown = ", ".join(f"{one.type} {one.value}" for one in sorted(records)[:5])
+    shown = ", ".join(f"{one.type} {clean_text(one.value, limit=100)}" for one in sorted(records)[:5])
     return Conflict(
         f"{name} already has records that were not written by CodeB: {shown}",
         hint="Remove them in the zone if the domain shall lead here, or say provider manual to leave the zone alone.",
         name=name,
-        records=[{"type": one.type, "value": one.value} for one in sorted(records)[:20]],
+        records=[{"type": one.type, "value": clean_text(one.value, limit=100)} for one in sorted(records)[:20]],
     )
 
 
@@ -157,7 +158,7 @@ def caa_problem(records: Sequence[Caa], allowed: Sequence[str]) -> str | None:
     named = [one.value.split(";")[0].strip().lower() for one in records if one.tag == "issue"]
     if not named or set(named) & {one.lower() for one in allowed}:
         return None
-    who = ", ".join(sorted(filter(None, named))[:5]) or "nobody"
+    who = ", ".join(clean_text(one, limit=60) for one in sorted(filter(None, named))[:5]) or "nobody"
     return f"CAA allows certificates from {who}, not from {', '.join(allowed)}"
 
 
