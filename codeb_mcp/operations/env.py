@@ -40,6 +40,7 @@ from codeb_mcp.operations.env_state import (
     shown,
     shown_diff,
 )
+from codeb_mcp.operations.ownership import require_project
 from codeb_mcp.operations.state import load_project
 from codeb_mcp.registry.env_copied import EnvCopied
 from codeb_mcp.registry.env_history import Changed, Decide, Draft, EnvSnapshot, values_of
@@ -165,9 +166,7 @@ async def env_sync(ctx: Context, request: EnvSyncRequest) -> EnvChangeResult:
         found = Draft("found", state.live)
         return [found] if request.keep_live else [found, Draft("sync", state.current or b"")]
 
-    changed = await ctx.services.registry.env.change(
-        request.project_name, request.environment.value, author_of(ctx), ctx.services.drivers.clock.now(), decide
-    )
+    changed = await _write(ctx, request, decide)
     await _renew_copies(ctx, request, changed.after)
     return await _answer(ctx, request, changed, project, [])
 
@@ -241,9 +240,19 @@ async def _change(ctx: Context, request: EnvChangeRequest, decide: Decide) -> Ch
         require_known_live(state)
         return decide(state)
 
-    return await ctx.services.registry.env.change(
-        request.project_name, request.environment.value, author_of(ctx), ctx.services.drivers.clock.now(), checked
-    )
+    return await _write(ctx, request, checked)
+
+
+async def _write(ctx: Context, request: EnvChangeRequest, decide: Decide) -> Changed:
+    """The change, unless the project was deleted meanwhile: then nothing of it stays for whoever takes the name next."""
+    env, now = ctx.services.registry.env, ctx.services.drivers.clock.now()
+    changed = await env.change(request.project_name, request.environment.value, author_of(ctx), now, decide)
+    try:
+        await require_project(ctx.store, ctx.caller, request.project_name)
+    except NotFound:
+        await env.retire(request.project_name, now)
+        raise
+    return changed
 
 
 def _adopted(state: EnvSnapshot) -> list[Draft]:

@@ -170,7 +170,7 @@ def _changes(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, s
 
 class EnvScanResult(Result):
     """Whether history, live file and containers have the same variables. `live`: same, stale (an earlier version), changed
-    (by hand), missing, or unmanaged (no history yet). `containers`: slot to same or stale."""
+    (by hand), missing, unmanaged (no history yet) or none. `containers`: slots whose container has other variables."""
 
     project_name: str
     environment: str

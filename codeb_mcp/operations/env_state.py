@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from codeb_mcp.model.env import EnvDiff, parse
+from codeb_mcp.model.env import EnvDiff, diff, parse, render
 from codeb_mcp.model.env_contract import EnvRule, breaches
 from codeb_mcp.model.errors import Conflict
 from codeb_mcp.model.names import PATTERNS, Environment
@@ -97,8 +97,6 @@ def require_known_live(state: EnvSnapshot) -> None:
     earlier version is only stale."""
     if not state.entries or state.live is None or is_known(state, state.live):
         return
-    from codeb_mcp.model.env import diff
-
     names = diff(values_of(state.current), values_of(state.live)).names
     raise Conflict(
         f"the live file was changed by hand: {', '.join(shown(names)) or 'its form'}",
@@ -115,14 +113,22 @@ def is_known(state: EnvSnapshot, live: bytes) -> bool:
 
 
 def require_readable(live: bytes) -> None:
-    """Raise Conflict with the line numbers when the live file has lines that are no assignments."""
+    """Raise Conflict with the line numbers when the live file has lines that are no assignments, and with the number of
+    variables that no file of ours and no container can hold."""
     try:
-        unread = parse(live.decode("utf-8")).unread
+        found = parse(live.decode("utf-8"))
     except UnicodeDecodeError:
         raise Conflict("the live env file is not UTF-8", hint="Convert the file to UTF-8.") from None
-    if unread:
-        lines = ", ".join(map(str, unread[:20]))
+    if found.unread:
+        lines = ", ".join(map(str, found.unread[:20]))
         raise Conflict(f"the live env file has lines that are no assignments: {lines}", hint="Correct the file.")
+    one_by_one = ({name: value} for name, value in found.values.items())
+    odd = sum(1 for one in one_by_one if parse(render(one)).values != one or any("\0" in text for text in one.values()))
+    if odd:
+        raise Conflict(
+            f"the live env file has {odd} variables whose names have blanks or signs, or whose values hold NUL",
+            hint="Use names of letters, digits and underscores.",
+        )
 
 
 async def stale_slots(services: Services, project: str, environment: Environment, live: bytes | None) -> list[str]:

@@ -57,12 +57,12 @@ class EnvCopied:
 
     def is_settled(self, servers: list[str]) -> bool:
         """Whether all of these servers have had everything since the log last changed."""
-        return bool(servers) and self._read().get("settled") == [*sorted(servers), *self.sight()]
+        return bool(servers) and self._read().get("_settled") == [*sorted(servers), *self.sight()]
 
     def settle(self, servers: list[str], sight: list[int]) -> None:
         """Remember that they have had everything as of this `sight` of the log."""
         with refusals("note what was copied"):
-            doc = {**self._read(), "settled": [*sorted(servers), *sight]}
+            doc = {**self._read(), "_settled": [*sorted(servers), *sight]}
             put(self._disk, f"{self._folder}/{_FILE}", json.dumps(doc).encode())
 
     def sight(self) -> list[int]:

@@ -177,8 +177,27 @@ async def test_a_live_file_that_cannot_be_read_is_not_adopted(world: World) -> N
     path.write_bytes(b"A=1\n'broken\n")
     error = await world.refused("conflict", "env_set", **LIVE, values={"B": "2"})
     assert "assignments: 2" in error.message
-    path.write_bytes(b"A=\xff\n")
-    await world.refused("conflict", "env_set", **LIVE, values={"B": "2"})
+    for content in (b"A=\xff\n", b"'my key'=1\n", b"A=nul\0\n"):
+        path.write_bytes(content)
+        await world.refused("conflict", "env_set", **LIVE, values={"B": "2"})
+        assert path.read_bytes() == content
+
+
+async def test_a_change_that_a_deletion_overtakes_leaves_nothing_for_the_next_owner_of_the_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.project()
+    env = world.services.registry.env
+    change = env.change
+
+    async def late(*words: Any) -> Any:
+        await world.call("project_delete", projectName="shop", confirm="shop")
+        return await change(*words)
+
+    monkeypatch.setattr(env, "change", late)
+    await world.refused("not_found", "env_set", **LIVE, values={"A": "1"})
+    assert env.existing() == []
+    assert not (world.settings.projects / "shop").exists()
 
 
 async def test_changes_by_hand_are_seen_and_never_lost(world: World) -> None:
