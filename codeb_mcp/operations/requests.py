@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from datetime import datetime, timedelta
 
 from codeb_mcp.model.errors import Conflict, LockHeld, NotFound
+from codeb_mcp.model.names import lease_name
 from codeb_mcp.operations.context import Services
 from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.journal import Journal
-from codeb_mcp.registry.store import Change
+from codeb_mcp.registry.store import Change, Lease
 
 JOIN_WINDOW = timedelta(hours=1)
 UNASKED = ("wait", "idempotencyKey")
@@ -21,6 +23,7 @@ JOINED_WHILE_OPEN = ("promote", "rollback", "slot_cleanup", "project_delete")
 to its environment, so the same request means the same target. Once it has ended the request means the next one. (A
 deploy says what it deploys, and is joined by that for an hour.)"""
 TIMER = "timer"
+RELEASE_TRIES, RELEASE_SECONDS = 20, 0.05
 
 
 async def begun_by(services: Services, name: str) -> Journal | None:
@@ -95,3 +98,26 @@ def _asked(header: RunHeader, without: tuple[str, ...]) -> tuple[object, ...]:
 
 def _dedupe_key(dedupe: str) -> str:
     return "idempotency/" + hashlib.sha256(dedupe.encode()).hexdigest()
+
+
+async def lease_for(services: Services, header: RunHeader) -> Lease:
+    """The lease that the run needs; raises LockHeld. A run that has ended gives its lease back a moment after its end can be
+    seen: who saw it and calls at once is not turned away for that."""
+    name = lease_name(header.project, header.environment)
+    for _ in range(RELEASE_TRIES):
+        try:
+            return await services.store.acquire(name, f"run:{header.run_id}")
+        except LockHeld as held:
+            if not await _has_ended(services, held.detail.get("operationId")):
+                raise
+        await asyncio.sleep(RELEASE_SECONDS)
+    return await services.store.acquire(name, f"run:{header.run_id}")
+
+
+async def _has_ended(services: Services, run_id: str | None) -> bool:
+    if run_id is None:
+        return False
+    try:
+        return (await services.registry.journals.open(run_id)).finished() is not None
+    except NotFound:
+        return False

@@ -30,6 +30,7 @@ from codeb_mcp.operations.requests import (
     begun_by,
     ended_before,
     how_to_go_on,
+    lease_for,
     occupied,
     remember,
     repeats,
@@ -120,8 +121,7 @@ class Runs:
         if (earlier := await self._joinable(header)) is not None:
             return earlier
         try:
-            name = lease_name(header.project, header.environment)
-            lease = await self.services.store.acquire(name, f"run:{header.run_id}")
+            lease = await lease_for(self.services, header)
         except LockHeld as held:
             return await self._join_holder(header, held)
         try:
