@@ -192,8 +192,8 @@ class SshLink:
     def _key_of_file(self, attempt: Attempt, *, needed: bool) -> asyncssh.SSHKey | None:
         path, library = self.settings.key_file, load()
         hint = (
-            f"Make a key with: ssh-keygen -t ed25519 -N '' -f {path}, "
-            "and put the line of its .pub file into the server's authorized_keys."
+            f"`codeb ssh-key` makes the key of this installation ({path} is in use) and prints the line "
+            "for the server's authorized_keys."
         )
         try:
             with open(path, "rb") as file:

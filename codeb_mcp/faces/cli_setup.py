@@ -13,6 +13,7 @@ from codeb_mcp import __version__
 from codeb_mcp.faces.cli_call import Manner, Surroundings, print_answer, with_services
 from codeb_mcp.faces.cli_doctor import doctor
 from codeb_mcp.faces.cli_keys import LONGEST, VARIABLE, save_key
+from codeb_mcp.faces.cli_servers import ssh_key
 
 
 def say_version() -> None:
@@ -151,4 +152,4 @@ def rebuild_registry(around: Surroundings, *, really: bool, as_json: bool) -> No
         click.echo("done" if really else "nothing was changed; repeat with --apply to do this")
 
 
-COMMANDS = (version, init, login, serve, stdio, housekeeping, doctor)
+COMMANDS = (version, init, login, serve, stdio, housekeeping, doctor, ssh_key)
