@@ -62,7 +62,7 @@ class JsonApi:
 
     def refusal(self, status: int, words: str) -> DriverRefused | DriverUnavailable:
         """The error for a call that was answered no."""
-        kind = DriverUnavailable if status in (429, 502, 503, 504) else DriverRefused
+        kind = DriverUnavailable if status == 429 or status >= 500 else DriverRefused
         hint = {
             401: "The secret is not accepted: renew it in its file.",
             403: "The secret is not accepted or may not change this zone.",

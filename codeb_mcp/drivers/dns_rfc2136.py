@@ -7,6 +7,7 @@ changed meanwhile.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -90,11 +91,21 @@ class UpdateZone:
         """Each question has its own connection."""
 
     async def _ask(self, message: Message) -> Message:
+        """A question goes over UDP, since servers take few TCP connections at once; an update must not be made twice and goes
+        over TCP, like an answer that is too long or does not come."""
         import dns.asyncquery
+        import dns.exception
+        import dns.opcode
 
         async with self._errors():
             if self._tsig is not None:
                 message.use_tsig(self._key(self._tsig))
+            if message.opcode() == dns.opcode.QUERY:
+                with contextlib.suppress(dns.exception.Timeout):
+                    answer, _ = await dns.asyncquery.udp_with_fallback(
+                        message, self._address, port=self._port, timeout=self._seconds / 2, ignore_unexpected=True
+                    )
+                    return answer
             return await dns.asyncquery.tcp(message, self._address, port=self._port, timeout=self._seconds)
 
     def _key(self, tsig: TsigKey) -> Key:

@@ -110,7 +110,7 @@ class FakeOutside:
     def __init__(self, world: FakeWorld) -> None:
         self._world = world
 
-    async def knock(self, address: str, host: str, path: str) -> Answer:
+    async def knock(self, address: str, path: str) -> Answer:
         """See `Outside.knock`."""
         await asyncio.sleep(0)
         self._world.stumble("knock")

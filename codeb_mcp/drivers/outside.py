@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HANDSHAKE_SECONDS = 5.0
 KNOCK_SECONDS = 5.0
+NOBODY = "codeb-proof.invalid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,9 @@ class Served:
 class Outside(Protocol):
     """Asks for our own addresses and names as a stranger would."""
 
-    async def knock(self, address: str, host: str, path: str) -> Answer:
-        """GET over plain HTTP at that very address, for that host; never raises, the answer's `problem` tells."""
+    async def knock(self, address: str, path: str) -> Answer:
+        """GET over plain HTTP at that very address, for a host that nobody has; never raises, the answer's `problem`
+        tells. A host that somebody has might be redirected."""
         ...
 
     async def certificate(self, host: str) -> Served:
@@ -72,13 +74,13 @@ class NetworkOutside:
         self._http_port = http_port
         self._authority = authority
 
-    async def knock(self, address: str, host: str, path: str) -> Answer:
+    async def knock(self, address: str, path: str) -> Answer:
         """See `Outside.knock`."""
         from codeb_mcp.drivers.probe import HttpProber
 
         prober = HttpProber(address=address, port=self._http_port)
         try:
-            return await prober.public(host, path, timeout_seconds=KNOCK_SECONDS)
+            return await prober.public(NOBODY, path, timeout_seconds=KNOCK_SECONDS)
         finally:
             await prober.close()
 

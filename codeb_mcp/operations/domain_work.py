@@ -84,7 +84,7 @@ async def preflight(services: Services, name: str) -> Preflight:
     if settings.proxy.tls != "acme" or not result.pointing:
         return result
     caa, problem = await _caa(services, name)
-    unreachable = await _unreachable(services, name, addresses)
+    unreachable = await _unreachable(services, addresses)
     return replace(result, caa=caa, unreachable=unreachable, problems=(problem,) if problem else ())
 
 
@@ -103,14 +103,14 @@ async def _caa(services: Services, name: str) -> tuple[str | None, str]:
     return caa_problem(records, services.settings.proxy.acme_names), ""
 
 
-async def _unreachable(services: Services, name: str, addresses: Sequence[str]) -> tuple[tuple[str, str], ...]:
+async def _unreachable(services: Services, addresses: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Addresses at which a question over plain HTTP does not come to this very proxy, and why."""
     proof = await proof_of(services)
     try:
         await services.drivers.proxy.prove(proof)
     except CodebError as error:
         return tuple((address, error.message) for address in addresses)
-    answers = await asyncio.gather(*(services.drivers.outside.knock(one, name, PROOF_PATH) for one in addresses))
+    answers = await asyncio.gather(*(services.drivers.outside.knock(one, PROOF_PATH) for one in addresses))
     return tuple(
         (address, answer.problem or f"status {answer.status} from somebody else")
         for address, answer in zip(addresses, answers, strict=True)

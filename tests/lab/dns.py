@@ -32,6 +32,8 @@ from tests.lab.ports import FreePorts
 PART = "dns"
 PACKAGES = {"named": "bind9", "pdns_server": "pdns-server pdns-backend-sqlite3", "sqlite3": "sqlite3"}
 ZONES = ("lab.test", "other.test")
+ABOVE = "test"
+"""Also served by BIND, as a resolver would: who looks for CAA climbs up to there."""
 KEY = "codeb-lab"
 
 
@@ -106,7 +108,7 @@ class Bind(_Server):
         if not self.secret_file.exists():
             self.secret_file.write_text(self.secret + "\n", encoding="utf-8")
             self.secret_file.chmod(0o600)
-            for zone in ZONES:
+            for zone in (*ZONES, ABOVE):
                 (self.folder / f"{zone}.zone").write_text(_zone_file(zone), encoding="utf-8")
             (self.folder / "named.conf").write_text(self._config(), encoding="utf-8")
         self._launch([_program("named"), "-g", "-4", "-n", "1", "-c", str(self.folder / "named.conf")])
@@ -127,7 +129,7 @@ class Bind(_Server):
     def _config(self) -> str:
         zones = "".join(
             f'zone "{zone}" {{ type primary; file "{zone}.zone"; allow-update {{ key "{KEY}"; }}; }};\n'
-            for zone in ZONES
+            for zone in (*ZONES, ABOVE)
         )
         return (
             f'key "{KEY}" {{ algorithm hmac-sha256; secret "{self.secret}"; }};\n'
