@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from codeb_mcp.faces.cli import command_words
 from codeb_mcp.faces.cli_flags import Flag, default_text, flags_of, is_positional, plain_type
+from codeb_mcp.faces.settings_say import SETTINGS_SAY
 from codeb_mcp.model.errors import ERRORS
 from codeb_mcp.operations.catalog import Catalog, Operation, load_all
 from codeb_mcp.settings import _ENVIRONMENT as VARIABLES
@@ -52,57 +53,9 @@ SAMPLES: Mapping[str, Any] = {
 }
 """Example values by field. Required fields that are not here are a mistake, which the generator reports."""
 
-SETTINGS_SAY: Mapping[str, str] = {
-    "base_domain": "Names of apps without a domain of their own end in it",
-    "preview_domain": "Preview names of slots end in it; every name below it is CodeB's, and one that is no site gets 404",
-    "housekeeping_seconds": "Time between two rounds of housekeeping",
-    "log_level": "What goes to the log on stderr",
-    "server.host": "Address to listen on",
-    "server.port": "Port to listen on",
-    "server.allowed_hosts": "Host names besides localhost under which the server may be called",
-    "server.allowed_origins": "Origins of browser pages that may call it",
-    "server.max_body_bytes": "Largest request body",
-    "server.calls_per_minute": "Calls of one key",
-    "server.team_calls_per_minute": "Calls of one team",
-    "server.failed_logins_per_minute": "Failed logins from one address",
-    "docker.host": "The engine's socket",
-    "docker.allowed_registries": "Image registries that may be used; empty: all",
-    "docker.credentials_file": "Logins for image registries",
-    "docker.min_free_mb": "A pull needs this much free disk space",
-    "proxy.admin": "Caddy's admin endpoint, `http://…` or `unix:///…`",
-    "proxy.listen": "Where Caddy listens for the apps, the public address first",
-    "proxy.public": "Where a request for a public name arrives on this machine",
-    "proxy.tls": "`off`: plain HTTP; `internal`: Caddy's own authority; `acme`: a public one",
-    "proxy.root_certificate": "The authority to believe when it is no public one",
-    "proxy.http_port": "Where plain HTTP arrives at our addresses; authorities ask there before they issue a certificate",
-    "proxy.acme_directory": "The authority's directory, `https://…`; without it that of Caddy",
-    "proxy.acme_root": "Root certificate of the directory's own address, when it is no public one",
-    "proxy.acme_email": "Whom the authority writes to",
-    "proxy.acme_names": "How the authority is called in CAA records",
-    "dns.addresses": "Addresses at which our proxy is reached from outside; domains are pointed at them",
-    "dns.resolvers": "Who is asked where a name leads, with or without a port; empty: the system's resolvers",
-    "dns.ttl": "How long others may remember a record, in seconds",
-    "dns.timeout_seconds": "How long a name server or provider may take",
-    "dns.zones": "Who keeps which zone: see [DOMAINS.md](DOMAINS.md#providers)",
-    "ports.production": "Port ranges",
-    "ports.staging": "Port ranges",
-    "ports.preview": "Port ranges",
-    "env.require_backup": "Refuse changes of variables while the Backup server cannot be reached",
-    "env.backup_folder": "Where the Backup server keeps its encrypted copies of variables",
-    "env.backup_seconds": "How long a change of variables waits for its copy",
-    "env.immutable_master": "Protect first versions like `chattr +i`, where the file system can",
-    "ssh.key_file": "Private key that logs in to the servers; without it `ssh/id_ed25519` below the root",
-    "ssh.agent": "Socket of an SSH agent whose keys are tried as well",
-    "ssh.connect_seconds": "How long a server may take to log in",
-    "ssh.keepalive_seconds": "A silent connection is asked for a sign of life, and given up after two of them",
-    "github.api": "Where pull requests are asked for",
-    "github.token_file": "Token that may read pull requests; previews of closed ones then end by themselves",
-    "previews.ttl_hours": "How long a preview environment stays unless the call says otherwise",
-    "previews.per_project": "Preview environments that a project may have at once",
-}
-
 SHOWN = {"deploy": ("environment", "image"), "rollback": ("reason",), "project_create": ("image",)}
 EXTRA = {"environment": "staging", "reason": "checkout fails"}
+PARTICULAR = {("server_add", "role"): "database"}
 
 
 def main() -> None:
@@ -316,7 +269,7 @@ def sample_arguments(operation: Operation) -> dict[str, Any]:
         if wire == "confirm":
             arguments[wire] = arguments.get("projectName") or SAMPLES["teamId"]
         elif field.is_required() or name in SHOWN.get(operation.name, ()):
-            arguments[wire] = EXTRA.get(wire) or SAMPLES[wire]
+            arguments[wire] = PARTICULAR.get((operation.name, wire)) or EXTRA.get(wire) or SAMPLES[wire]
     return arguments
 
 

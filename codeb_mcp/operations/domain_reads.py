@@ -166,8 +166,10 @@ async def domain_list(ctx: Context, request: DomainListRequest) -> DomainPage:
 
 @operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.TEAM)
 async def ssl_status(ctx: Context, request: DomainRequest) -> SslResult:
-    """Show the certificate that a domain is really served with: who issued it, for which names, until when, and whether
-    clients trust it."""
+    """Show the certificate that a domain is really served with, from a handshake made now.
+
+    Who issued it, for which names, until when, and whether clients trust it.
+    """
     services = ctx.services
     domain = await find_domain(ctx, request, changes=False)
     if services.settings.proxy.tls == "off":

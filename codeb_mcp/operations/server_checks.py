@@ -71,8 +71,11 @@ class ServerCheckResult(Result):
 
 @operation(effect=Effect.READ, role=Role.VIEWER, reach=Reach.PLATFORM, long=True)
 async def server_check(ctx: Context, request: ServerCheckRequest) -> ServerCheckResult:
-    """Check servers for their role: login, clock, disk, open ports, root login, and engine, proxy, PostgreSQL, Redis,
-    Centrifugo or Prometheus as the role has them. Nothing is changed."""
+    """Check servers for their role, and say what to do about what is not well; changes nothing.
+
+    Login, clock, disk, open ports and root login, and engine, proxy, PostgreSQL, Redis, Centrifugo or Prometheus as the role
+    has them.
+    """
     if request.server_key is not None:
         wanted = {request.server_key: await load_server(ctx.store, request.server_key)}
     else:

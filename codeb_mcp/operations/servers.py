@@ -130,8 +130,11 @@ async def load_server(store: StateStore, key: str) -> Server:
 
 @operation(effect=Effect.CHANGE, role=Role.ADMIN, reach=Reach.PLATFORM)
 async def server_add(ctx: Context, request: ServerAddRequest) -> ServerAddResult:
-    """Add a server to the inventory. The first call shows the fingerprints of its host keys and stores nothing; the second
-    one, with acceptFingerprint, pins that key: from then on only the server that has it is talked to."""
+    """Add a server to the inventory, once the fingerprint of its SSH host key was accepted.
+
+    The first call shows the fingerprints of its host keys and stores nothing; the second one, with acceptFingerprint, pins
+    that key: from then on only the server that has it is talked to.
+    """
     require_unlimited(ctx.caller)
     present = entries_of(await load_ssot(ctx.store)).get(request.server_key)
     if present is not None and not request.replace and _differs(parse_server(request.server_key, present), request):
@@ -257,8 +260,10 @@ def answer_of(key: str, server: Server) -> ServerAnswer:
 
 @operation(effect=Effect.DESTROY, role=Role.ADMIN, reach=Reach.PLATFORM)
 async def server_remove(ctx: Context, request: ServerRemoveRequest) -> ServerRemoveResult:
-    """Forget a server: its entry and its pinned host key. Nothing on the server itself is changed. Refused while a project
-    uses it."""
+    """Forget a server: its entry in the inventory and its pinned host key.
+
+    Nothing on the server itself is changed. Refused while a project uses it.
+    """
     require_unlimited(ctx.caller)
     key = request.server_key
     if request.confirm != key:
