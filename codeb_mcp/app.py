@@ -24,6 +24,7 @@ from codeb_mcp.drivers.inspect import SocketInspector
 from codeb_mcp.drivers.kernel import KernelPorts
 from codeb_mcp.drivers.names import DnsNames
 from codeb_mcp.drivers.outside import NetworkOutside, from_file, the_systems
+from codeb_mcp.drivers.own_stores import Stores
 from codeb_mcp.drivers.probe import HttpProber
 from codeb_mcp.drivers.ssh import SshHosts, SshSettings
 from codeb_mcp.log import configure_logging
@@ -100,6 +101,7 @@ def build_drivers(settings: Settings) -> Drivers:
         pull_requests=GitHubPullRequests(settings.github.api, settings.github.token_file),
         names=names_from(settings),
         outside=NetworkOutside(proxy.public, http_port=proxy.http_port, authority=authority),
+        stores=Stores(credentials_from(docker.credentials_file)),
     )
 
 

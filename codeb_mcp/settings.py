@@ -172,6 +172,27 @@ class EnvSettings(_Section):
     immutable_master: bool = True
 
 
+class DatabaseSettings(_Section):
+    """Data stores of apps. `postgres_role`: who makes databases on the shared PostgreSQL, the SSH user if not given;
+    `addresses`: per server, its private address that apps reach and that own instances are published on; own images are named
+    by digest. Memory of an own instance in MiB."""
+
+    postgres_socket: str = Field("/var/run/postgresql/.s.PGSQL.5432", pattern=r"^(/[A-Za-z0-9._-]+)+$", max_length=100)
+    postgres_role: str | None = Field(None, pattern=r"^[a-z_][a-z0-9_-]{0,31}$")
+    postgres_port: Port = 5432
+    postgres_connections: int = Field(20, ge=1, le=1000)
+    redis_address: str = Field("127.0.0.1:6379", pattern=r"^[A-Za-z0-9.-]{1,253}:[0-9]{1,5}$")
+    redis_user: str = Field("default", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    redis_password_file: Path | None = None
+    redis_port: Port = 6379
+    addresses: dict[str, Annotated[str, AfterValidator(_plain_address)]] = Field({})
+    engine_socket: str = Field("/var/run/docker.sock", pattern=r"^(/[A-Za-z0-9._-]+)+$", max_length=100)
+    postgres_image: str | None = Field(None, pattern=r"^[a-z0-9./:_-]{1,300}@sha256:[a-f0-9]{64}$")
+    redis_image: str | None = Field(None, pattern=r"^[a-z0-9./:_-]{1,300}@sha256:[a-f0-9]{64}$")
+    own_memory_mb: int = Field(512, ge=64, le=1_048_576)
+    own_cpus: float = Field(1.0, ge=0.05, le=512)
+
+
 class Settings(_Section):
     """Everything an operator may decide about this installation."""
 
@@ -186,6 +207,7 @@ class Settings(_Section):
     ports: PortSettings = PortSettings()
     env: EnvSettings = EnvSettings()
     previews: PreviewSettings = PreviewSettings()
+    databases: DatabaseSettings = DatabaseSettings()
     ssh: SshSettings = SshSettings()
     dns: DnsSettings = DnsSettings()
     github: GitHubSettings = GitHubSettings()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from codeb_mcp.drivers.dns import Names
 from codeb_mcp.drivers.hosts import Hosts, Inspector
 from codeb_mcp.drivers.outside import Outside
+from codeb_mcp.drivers.own_stores import Stores
 from codeb_mcp.drivers.protocols import Clock, Containers, Images, Ports, Prober, Proxy, PullRequests, Traffic
 from codeb_mcp.model.access import Principal
 from codeb_mcp.operations.env_copies import EnvCopies
@@ -62,6 +63,7 @@ class Drivers:
     names: Names
     outside: Outside
     pull_requests: PullRequests
+    stores: Stores = field(default_factory=Stores)
 
 
 @dataclass(frozen=True, slots=True)

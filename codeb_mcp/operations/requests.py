@@ -18,7 +18,9 @@ JOIN_WINDOW = timedelta(hours=1)
 UNASKED = ("wait", "idempotencyKey")
 """Parameters that say how to call, not what for."""
 _FREE = (*UNASKED, "reason")
-JOINED_WHILE_OPEN = ("promote", "rollback", "slot_cleanup", "project_delete")
+JOINED_WHILE_OPEN = (
+    "promote", "rollback", "slot_cleanup", "project_delete", "database_create", "database_delete", "database_rotate",
+)  # fmt: skip
 """Kinds whose open run is joined by the same request, with or without a key. While it is open nothing else can be done
 to its environment, so the same request means the same target. Once it has ended the request means the next one. (A
 deploy says what it deploys, and is joined by that for an hour.)"""
