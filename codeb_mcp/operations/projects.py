@@ -227,7 +227,10 @@ async def project_update(ctx: Context, request: ProjectUpdateRequest) -> Project
         require_all_environments(ctx.caller)
     said = _said_of_environment(request)
 
-    await require_certifiable(ctx.services, said.get("domain"))
+    chosen = said.get("domain")
+    if request.environment and chosen:
+        present = (await load_project(ctx.store, request.project_name)).settings.of(request.environment).domain
+        await require_certifiable(ctx.services, None if chosen == present else chosen)
     await _commit(ctx, request, said)
     routed = {"domain", "security_headers"} & set(said)
     environments = [request.environment] if routed and request.environment else []
