@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 from codeb_mcp.drivers.caddy import CaddyProxy
 from codeb_mcp.drivers.caddy_config import Acme
@@ -27,7 +28,6 @@ from codeb_mcp.drivers.outside import NetworkOutside, from_file, the_systems
 from codeb_mcp.drivers.own_stores import Stores
 from codeb_mcp.drivers.probe import HttpProber
 from codeb_mcp.drivers.ssh import SshHosts, SshSettings
-from codeb_mcp.log import configure_logging
 from codeb_mcp.model.errors import RegistryDamaged
 from codeb_mcp.operations.catalog import load_all
 from codeb_mcp.operations.context import Drivers, Registry, Services
@@ -63,6 +63,26 @@ def credentials_from(path: Path | None) -> Credentials:
         return (user, password) if user else None
 
     return find
+
+
+def configured_log(level: str) -> Any:
+    """The log on stderr, with colours on a terminal."""
+    from codeb_mcp.log import configure_logging
+
+    return configure_logging(level, colours=os.isatty(2))
+
+
+class LateLog:
+    """A log that is set up at its first line: what it takes to write one costs as much as a tenth of a start."""
+
+    def __init__(self, level: str) -> None:
+        self._level = level
+        self._log: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._log is None:
+            self._log = configured_log(self._level)
+        return getattr(self._log, name)
 
 
 def build_drivers(settings: Settings) -> Drivers:
@@ -140,9 +160,11 @@ def ssh_settings(settings: Settings) -> SshSettings:
     )
 
 
-def build(settings: Settings, drivers: Drivers | None = None) -> Services:
-    """An installation, ready for calls inside a running event loop."""
-    load_all()
+def build(settings: Settings, drivers: Drivers | None = None, *, late: bool = False) -> Services:
+    """An installation, ready for calls inside a running event loop. `late`: the caller loads the catalog itself before its
+    first call, and the log is set up when there is something to log."""
+    if not late:
+        load_all()
     store = FileStore(settings.registry)
     registry = Registry(
         store=store,
@@ -158,16 +180,16 @@ def build(settings: Settings, drivers: Drivers | None = None) -> Services:
         registry=registry,
         trail=Trail(registry.audit),
         runs=runs,
-        log=configure_logging(settings.log_level, colours=os.isatty(2)),
+        log=LateLog(settings.log_level) if late else configured_log(settings.log_level),
     )
     runs.bind(services)
     return services
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: Settings, drivers: Drivers | None = None) -> AsyncIterator[Services]:
-    """The installation for the time of a block; closes runs, audit and connections at its end."""
-    services = build(settings, drivers)
+async def opened(settings: Settings, drivers: Drivers | None = None, *, late: bool = False) -> AsyncIterator[Services]:
+    """The installation for the time of a block; closes runs, audit and connections at its end. `late`: see `build`."""
+    services = build(settings, drivers, late=late)
     try:
         yield services
     finally:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from codeb_mcp.faces.cli_keys import configured_key
 
 if TYPE_CHECKING:
+    from codeb_mcp.faces.calls import Caller
+    from codeb_mcp.faces.mcp import Parts
     from codeb_mcp.model.access import Principal
     from codeb_mcp.operations.context import Services
     from codeb_mcp.settings import Settings
@@ -46,7 +48,7 @@ def _settled() -> None:
 async def _local(settings: Settings, key: str) -> None:
     from codeb_mcp.app import opened
 
-    async with opened(settings) as services:
+    async with opened(settings, late=True) as services:
         await serve_streams(services, key)
 
 
@@ -55,12 +57,12 @@ async def serve_streams(services: Services, key: str) -> None:
     from mcp.server.stdio import stdio_server
 
     from codeb_mcp.faces.logs import forward_library_logs
-    from codeb_mcp.faces.mcp import Face, parts_of
+    from codeb_mcp.faces.mcp import Face
 
     forward_library_logs(services.log)
     sender = KeyHolder(services, key)
     await sender()
-    server = Face(parts_of(services), sender).server()
+    server = Face(late_parts(services), sender).server()
     _settled()
     _leave_on_signals(lambda: _close(services))
     async with stdio_server() as (read, write):
@@ -68,6 +70,22 @@ async def serve_streams(services: Services, key: str) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.runs.drain()
+
+
+def late_parts(services: Services) -> Parts:
+    """The way to the operations, which are loaded when one is called for the first time: the list of tools needs none."""
+    made: list[Caller] = []
+
+    async def parts() -> Caller:
+        if not made:
+            from codeb_mcp.faces.calls import Caller
+            from codeb_mcp.operations.catalog import load_all
+
+            load_all()
+            made.append(Caller(services))
+        return made[0]
+
+    return parts
 
 
 async def _close(services: Services) -> None:
