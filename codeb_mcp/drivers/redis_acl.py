@@ -145,18 +145,12 @@ async def _connected(door: Door) -> AsyncIterator[Any]:
 def _translated(door: Door) -> Iterator[None]:
     import redis.exceptions as theirs
 
-    hint = "Set databases.redis_user and databases.redis_password_file to a user who may administer it."
     try:
         yield
     except (CodebError, asyncio.CancelledError):
         raise
     except (theirs.AuthenticationError, theirs.NoPermissionError):
-        raise DriverRefused(
-            f"Redis on {door.server} does not let {door.user} administer it",
-            hint=hint,
-            server=door.server,
-            reason="role",
-        ) from None
+        raise _not_let_in(door) from None
     except (TimeoutError, theirs.TimeoutError):
         raise DeadlineExceeded(
             f"Redis on {door.server} took too long", hint="See whether it is overloaded.", server=door.server
@@ -167,9 +161,20 @@ def _translated(door: Door) -> Iterator[None]:
             f"Redis on {door.server} refused: {code if code.isalpha() else 'ERR'}", hint="Redis's own log says more.",
             server=door.server, reason="refused",
         ) from None  # fmt: skip
-    except (theirs.RedisError, OSError, EOFError):
+    except (theirs.RedisError, OSError, EOFError) as error:
+        if isinstance(error.__cause__, theirs.AuthenticationError):  # how the library says it on a unix socket
+            raise _not_let_in(door) from None
         raise DriverUnavailable(
             f"Redis on {door.server} cannot be reached",
             hint="See that it runs and that databases.redis_address is right, then try again.",
             server=door.server,
         ) from None
+
+
+def _not_let_in(door: Door) -> DriverRefused:
+    return DriverRefused(
+        f"Redis on {door.server} does not let {door.user} do that",
+        hint="Set databases.redis_user and databases.redis_password_file to a user who may administer it.",
+        server=door.server,
+        reason="role",
+    )
