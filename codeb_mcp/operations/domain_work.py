@@ -15,7 +15,7 @@ from codeb_mcp.drivers.dns import ensure_records, remove_records
 from codeb_mcp.model.dns import Preflight, Wish, caa_problem, zone_of
 from codeb_mcp.model.domains import ACTIVE, PENDING, PROOF_PATH, Domain, Status
 from codeb_mcp.model.errors import CodebError, Conflict, DriverRefused, LockHeld
-from codeb_mcp.model.names import split_environment_key
+from codeb_mcp.model.names import lease_name, split_environment_key
 from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.domain_state import all_domains, domain_lease, forget, leaving, note, project_domains
@@ -217,6 +217,8 @@ async def publish(services: Services, domain: Domain, *, extra: tuple[str, ...] 
     site = replace(site, hosts=tuple(dict.fromkeys([*site.hosts, *extra])))
     if not await services.drivers.proxy.has(site):
         await services.drivers.proxy.apply(upsert=[site])
+    if await find_slots(services.store, domain.project, domain.environment) is None:
+        await services.drivers.proxy.apply(remove=[site.key])  # no route outlives an environment deleted meanwhile
 
 
 async def _certified(services: Services, name: str, wait_seconds: float) -> tuple[bool, str]:
@@ -273,7 +275,9 @@ async def look_after_domains(services: Services, problems: list[str], *, active:
             await withdraw(services, domain)
 
     async def look(domain: Domain) -> None:
-        # Read again under the lease: it may have been deleted since the list was made.
+        # Read again under the lease: it may have been deleted since the list was made, or its project be just going.
+        if await services.store.lease(lease_name(domain.project, None)) is not None:
+            return
         one = next(
             (one for one in await project_domains(services.store, domain.project) if one.name == domain.name), None
         )
