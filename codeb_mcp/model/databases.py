@@ -117,16 +117,22 @@ def scram_verifier(password: str, salt: bytes, iterations: int = SCRAM_ITERATION
     return f"SCRAM-SHA-256${iterations}:{words[0]}${words[1]}:{words[2]}"
 
 
+_TELL_OF_OTHERS = ("scan", "randomkey", "dbsize", "pubsub", "function", "fcall", "fcall_ro", "client|tracking",
+                   "client|caching", "script|flush", "script|kill")  # fmt: skip
+"""Commands that tell of others' keys without naming one, or touch what all users share."""
+_OF_ONES_OWN = ("keys", "flushdb", "flushall", "sort")
+"""Dangerous only where others are."""
+
+
 def redis_rules(prefix: str, password_hash: str) -> list[str]:
     """The words of `ACL SETUSER` that make a user who has the keys and channels under the prefix, and nothing else.
 
-    Commands that tell of others' keys without naming one (SCAN, RANDOMKEY, DBSIZE, CLIENT TRACKING, PUBSUB) and those that
-    all users share (FUNCTION, SCRIPT FLUSH) are off, besides the dangerous ones. INFO stays: clients ask it when they connect.
+    Without a prefix the instance is the user's alone: then all but its administration is allowed. INFO stays in any case, since
+    clients ask it when they connect.
     """
-    off = ["@dangerous", "@admin", "scan", "randomkey", "dbsize", "pubsub", "function", "fcall", "fcall_ro",
-           "client|tracking", "client|caching", "script|flush", "script|kill"]  # fmt: skip
     keys = [f"~{prefix}*", f"&{prefix}*"]
-    return ["reset", "on", f"#{password_hash}", *keys, "+@all", *(f"-{word}" for word in off), "+info"]
+    more = [f"-{word}" for word in _TELL_OF_OTHERS] if prefix else [f"+{word}" for word in _OF_ONES_OWN]
+    return ["reset", "on", f"#{password_hash}", *keys, "+@all", "-@dangerous", "-@admin", *more, "+info"]
 
 
 def redis_prefix(project: str, environment: Environment | str) -> str:
