@@ -139,7 +139,7 @@ def running_stand_in() -> Iterator[CloudflareStandIn]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.handle_error = lambda request, client: None  # type: ignore[method-assign]
+    server.handle_error = lambda request, client: None  # type: ignore[assignment]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     state.url = f"http://127.0.0.1:{server.server_address[1]}/client/v4"
