@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codeb_mcp.drivers.caddy_admin import CaddyAdmin, Dropped
-from codeb_mcp.drivers.caddy_config import Acme, Edge, Json, Tls, change, site_keys, sites_in, with_proof
+from codeb_mcp.drivers.caddy_config import Acme, Edge, Json, Tls, change, others_in, site_keys, sites_in, with_proof
 from codeb_mcp.model.domains import PROOF_PATH
 from codeb_mcp.model.errors import CodebError, DriverRefused, DriverUnavailable, InvalidRequest
+from codeb_mcp.model.foreign import ForeignSite
 from codeb_mcp.model.routes import PROOF_ID, Site, nobody_route, proof_route, site_id, site_problems, site_route
 
 ATTEMPTS = 30
@@ -27,6 +28,7 @@ GATHER_SECONDS = 0.02
 class _Wish:
     upsert: tuple[Site, ...]
     remove: tuple[str, ...]
+    take_over: bool
     outcome: asyncio.Future[bool]
 
     def grant(self, *, moved: bool) -> None:
@@ -68,8 +70,8 @@ class CaddyProxy:
         self._waiting: list[_Wish] = []
         self._worker: asyncio.Task[None] | None = None
 
-    async def apply(self, *, upsert: Sequence[Site] = (), remove: Sequence[str] = ()) -> bool:
-        """Have these sites (by key) and not those; True when that changed the configuration.
+    async def apply(self, *, upsert: Sequence[Site] = (), remove: Sequence[str] = (), take_over: bool = False) -> bool:
+        """Have these sites (by key) and not those; True when that changed the configuration. `take_over`: see `Proxy.apply`.
 
         Raises InvalidRequest for a site that no proxy should get, Conflict when another site claims one of the hosts (only
         for the caller whose site it is), DriverRefused with Caddy's words, DriverUnavailable, DeadlineExceeded. After
@@ -78,7 +80,7 @@ class CaddyProxy:
         _check(upsert, remove)
         if not upsert and not remove:
             return False
-        wish = _Wish(tuple(upsert), tuple(remove), asyncio.get_running_loop().create_future())
+        wish = _Wish(tuple(upsert), tuple(remove), take_over, asyncio.get_running_loop().create_future())
         self._waiting.append(wish)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work(), name="caddy configuration")
@@ -92,6 +94,10 @@ class CaddyProxy:
     async def sites(self) -> list[str]:
         """The keys of all sites of ours in the running configuration, sorted."""
         return site_keys((await self._read())[0])
+
+    async def others(self) -> list[ForeignSite]:
+        """See `Proxy.others`."""
+        return others_in((await self._read())[0], self._edge)
 
     async def routes(self) -> list[Site]:
         """All sites of ours as the running configuration tells them, by key; one that cannot be told is left out."""
@@ -173,7 +179,7 @@ class CaddyProxy:
             if wish.outcome.done():
                 continue
             try:
-                after = change(wanted, self._edge, wish.upsert, wish.remove)
+                after = change(wanted, self._edge, wish.upsert, wish.remove, take_over=wish.take_over)
             except CodebError as error:
                 wish.refuse(error)
                 continue

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from codeb_mcp.model.errors import Conflict, DriverRefused
+from codeb_mcp.model.foreign import ForeignSite, foreign_site, yields
 from codeb_mcp.model.routes import (
     NOBODY_ID,
     Route,
@@ -115,8 +116,18 @@ def sites_in(config: Json | None) -> list[Site]:
     return [found[key] for key in sorted(found)]
 
 
-def change(config: Json | None, edge: Edge, upsert: Sequence[Site], remove: Iterable[str]) -> Json:
-    """The configuration that has these sites and not those; equal to `config` when nothing is to be done.
+def others_in(config: Json | None, edge: Edge) -> list[ForeignSite]:
+    """The sites of others on the server that has, or would have, ours."""
+    present = servers_of(config)
+    routes = present.get(_server_name(present, edge), {}).get("routes") or []
+    return [found for route in routes if site_key(route) is None and (found := foreign_site(route)) is not None]
+
+
+def change(
+    config: Json | None, edge: Edge, upsert: Sequence[Site], remove: Iterable[str], *, take_over: bool = False
+) -> Json:
+    """The configuration that has these sites and not those; equal to `config` when nothing is to be done. `take_over`: see
+    `Proxy.apply`.
 
     Raises Conflict when another route of the server already asks for one of the sites' host names, and DriverRefused when
     the configuration is not shaped like one of Caddy's.
@@ -126,6 +137,8 @@ def change(config: Json | None, edge: Edge, upsert: Sequence[Site], remove: Iter
     target = _server_name(present, edge)
     touched = gone | {site.key for site in upsert}
     servers = {name: server if name == target else _without(server, touched) for name, server in present.items()}
+    if take_over and target in servers:
+        servers[target] = _given_way(servers[target], upsert)
     if upsert or target in servers:
         servers[target] = _with_routes(servers.get(target, {}), target, edge, upsert, gone)
     if servers == present:
@@ -181,6 +194,14 @@ def _with_routes(server: Json, name: str, edge: Edge, upsert: Sequence[Site], re
             raise _conflict(site, name, *found)
     own = _own_server(server, edge) if name == edge.server_name else server
     return {**own, "routes": routes}
+
+
+def _given_way(server: Json, sites: Sequence[Site]) -> Json:
+    """The server without the foreign routes that one of these sites takes the place of."""
+    routes = server.get("routes") or []
+    found = [None if site_key(route) else foreign_site(route) for route in routes]
+    gone = [one is not None and any(yields(one, site) for site in sites) for one in found]
+    return {**server, "routes": [route for route, goes in zip(routes, gone, strict=True) if not goes]}
 
 
 def _server_name(servers: Mapping[str, Json], edge: Edge) -> str:

@@ -89,13 +89,15 @@ class DockerContainers:
             reason="contended",
         )
 
-    async def remove(self, name: str, *, fence: int, stop_timeout_seconds: int = 15) -> bool:
+    async def remove(
+        self, name: str, *, fence: int, stop_timeout_seconds: int = 15, adopted: str | None = None
+    ) -> bool:
         """See `Containers.remove`."""
         found = await self.inspect(name)
         if found is None:
             return False
         _check_fence(found, fence)
-        await self._take_away(found, stop_timeout_seconds)
+        await self._take_away(found, stop_timeout_seconds, adopted)
         return True
 
     async def inspect(self, name: str) -> Container | None:
@@ -228,9 +230,9 @@ class DockerContainers:
             return found
         return await self._look(made.container_id)
 
-    async def _take_away(self, container: Container, stop_timeout_seconds: int) -> None:
+    async def _take_away(self, container: Container, stop_timeout_seconds: int, adopted: str | None = None) -> None:
         """Stop and remove this very container. By id: the name may belong to a newer one by now."""
-        if not is_ours(container.labels):
+        if not is_ours(container.labels) and container.container_id != adopted:
             raise DriverRefused(
                 f"container {container.name} was not made by CodeB and is left alone",
                 hint=f"Rename or remove it yourself: docker rename {container.name} {container.name}-old",

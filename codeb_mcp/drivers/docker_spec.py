@@ -77,7 +77,12 @@ def container_of(data: Mapping[str, Any]) -> Container:
     """A container out of the engine's inspect answer."""
     config, state = data["Config"], data["State"]
     bindings = (data.get("HostConfig") or {}).get("PortBindings") or {}
-    ports = {int(one["HostPort"]) for entry in bindings.values() for one in entry or () if one.get("HostPort")}
+    ports = {
+        int(one["HostPort"]): int(inner.partition("/")[0])
+        for inner, entry in bindings.items()
+        for one in entry or ()
+        if one.get("HostPort")
+    }
     status = str(state["Status"])
     return Container(
         name=str(data["Name"]).removeprefix("/"),
@@ -91,6 +96,7 @@ def container_of(data: Mapping[str, Any]) -> Container:
         started_at=moment(state.get("StartedAt")),
         restart_count=int(data.get("RestartCount") or 0),
         oom_killed=bool(state.get("OOMKilled")),
+        ports=ports,
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from codeb_mcp.drivers.protocols import Answer
 from codeb_mcp.model.errors import CodebError, Conflict, InvalidRequest, LeaseLost
+from codeb_mcp.model.foreign import ForeignSite, yields
 from codeb_mcp.model.names import Slot
 from codeb_mcp.model.routes import Site, rival, site_problems, site_route
 
@@ -23,7 +24,8 @@ class FakeEdge:
     """What the three fakes share: the running configuration, the flags, and who listens on which port.
 
     `faults` maps a method name (`apply`, `has`, `sites`, `in_flight`, `switch`, `live`, `forget`, `keys`) to errors that
-    its next calls raise, one each. `foreign` holds host names that another site of the proxy serves.
+    its next calls raise, one each. `foreign` holds host names that another site of the proxy serves, `old` such sites
+    that lead to ports of this machine.
     """
 
     configured: dict[str, Site] = field(default_factory=dict)
@@ -32,6 +34,7 @@ class FakeEdge:
     apps: dict[int, App] = field(default_factory=dict)
     running: Counter[int] = field(default_factory=Counter)
     foreign: set[str] = field(default_factory=set)
+    old: list[ForeignSite] = field(default_factory=list)
     faults: dict[str, list[CodebError]] = field(default_factory=dict)
     changes: int = 0
     proof: str = ""
@@ -57,7 +60,7 @@ class FakeProxy:
     def __init__(self, edge: FakeEdge) -> None:
         self._edge = edge
 
-    async def apply(self, *, upsert: Sequence[Site] = (), remove: Sequence[str] = ()) -> bool:
+    async def apply(self, *, upsert: Sequence[Site] = (), remove: Sequence[str] = (), take_over: bool = False) -> bool:
         """Have these sites and not those; refuses what the real one refuses."""
         fields = [{**found, "site": site.key} for site in upsert for found in site_problems(site)]
         if fields or not {site.key for site in upsert}.isdisjoint(remove):
@@ -66,9 +69,10 @@ class FakeProxy:
         self._edge.stumble("apply")
         wanted = {key: site for key, site in self._edge.configured.items() if key not in remove}
         wanted |= {site.key: site for site in upsert}
-        self._check_rivals(wanted, upsert)
-        changed = wanted != self._edge.configured
-        self._edge.configured = wanted
+        left = [one for one in self._edge.old if not (take_over and any(yields(one, site) for site in upsert))]
+        self._check_rivals(wanted, upsert, left)
+        changed = wanted != self._edge.configured or left != self._edge.old
+        self._edge.configured, self._edge.old = wanted, left
         self._edge.changes += changed
         return changed
 
@@ -81,6 +85,11 @@ class FakeProxy:
         """All keys, sorted."""
         self._edge.stumble("sites")
         return sorted(self._edge.configured)
+
+    async def others(self) -> list[ForeignSite]:
+        """What `FakeEdge.old` says."""
+        self._edge.stumble("sites")
+        return list(self._edge.old)
 
     async def routes(self) -> list[Site]:
         """All sites, by key."""
@@ -101,8 +110,9 @@ class FakeProxy:
     async def close(self) -> None:
         """Nothing to let go of."""
 
-    def _check_rivals(self, wanted: dict[str, Site], upsert: Sequence[Site]) -> None:
-        others = [{"@id": "foreign", "match": [{"host": sorted(self._edge.foreign)}]}]
+    def _check_rivals(self, wanted: dict[str, Site], upsert: Sequence[Site], old: Sequence[ForeignSite]) -> None:
+        hosts = sorted(self._edge.foreign.union(*(one.hosts for one in old)))
+        others = [{"@id": "foreign", "match": [{"host": hosts}]}]
         routes = [*(site_route(site, "/") for site in wanted.values()), *others]
         for site in upsert:
             if found := rival(routes, site):
@@ -164,6 +174,9 @@ class FakeProber:
         """What the proxy answers for that host name."""
         await asyncio.sleep(0)
         site = next((site for site in self._edge.configured.values() if host in site.all_hosts), None)
+        if site is None and (old := next((one for one in self._edge.old if host in one.hosts), None)) is not None:
+            behind = self._edge.apps.get(old.ports[0])
+            return replace(behind(path), slot=None) if behind else Answer(502)
         if site is None:
             return Answer(200)  # what Caddy says for a host that no route matches
         slot = self._slot(site, host)

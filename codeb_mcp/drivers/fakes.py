@@ -41,7 +41,9 @@ class FakeContainers:
             async with self._engine.lock:
                 return await self._ensure(spec)
 
-    async def remove(self, name: str, *, fence: int, stop_timeout_seconds: int = 15) -> bool:
+    async def remove(
+        self, name: str, *, fence: int, stop_timeout_seconds: int = 15, adopted: str | None = None
+    ) -> bool:
         """See `Containers.remove`."""
         async with self._engine.faults.around("containers.remove"):
             self._engine.check_there(f"removing container {name}")
@@ -50,7 +52,7 @@ class FakeContainers:
                 if made is None:
                     return False
                 _check_fence(made.seen, fence)
-                await self._take_away(made)
+                await self._take_away(made, adopted)
                 return True
 
     async def inspect(self, name: str) -> Container | None:
@@ -112,14 +114,14 @@ class FakeContainers:
             )
         seen = Container(
             spec.name, self._engine.new_id(), spec.image_id, spec.image_reference, dict(spec.labels), "created",
-            (spec.host_port,), None, None, 0,
+            (spec.host_port,), None, None, 0, ports={spec.host_port: spec.container_port},
         )  # fmt: skip
         made = FakeContainer(seen, {**image.environment, **spec.environment}, spec)
         self._engine.containers[spec.name] = made
         return made
 
-    async def _take_away(self, made: FakeContainer) -> None:
-        if not is_ours(made.seen.labels):
+    async def _take_away(self, made: FakeContainer, adopted: str | None = None) -> None:
+        if not is_ours(made.seen.labels) and made.seen.container_id != adopted:
             raise DriverRefused(
                 f"container {made.seen.name} was not made by CodeB and is left alone",
                 hint="Rename or remove it yourself.",

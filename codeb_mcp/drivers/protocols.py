@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from codeb_mcp.model.foreign import ForeignSite
 from codeb_mcp.model.names import Slot
 from codeb_mcp.model.routes import Site
 
@@ -62,7 +63,8 @@ class ContainerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container as observed. `state` is the engine's word: created, running, restarting, exited, dead …"""
+    """A container as observed. `state` is the engine's word: created, running, restarting, exited, dead …; `ports` leads from
+    each published port of the host to the container's own."""
 
     name: str
     container_id: str
@@ -75,6 +77,7 @@ class Container:
     started_at: datetime | None
     restart_count: int
     oom_killed: bool = False
+    ports: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def running(self) -> bool:
@@ -95,8 +98,11 @@ class Containers(Protocol):
         be and kept, another one of the name is replaced."""
         ...
 
-    async def remove(self, name: str, *, fence: int, stop_timeout_seconds: int = 15) -> bool:
-        """Stop it (SIGTERM, then SIGKILL after the time-out) and remove it; False when there was none."""
+    async def remove(
+        self, name: str, *, fence: int, stop_timeout_seconds: int = 15, adopted: str | None = None
+    ) -> bool:
+        """Stop it (SIGTERM, then SIGKILL after the time-out) and remove it; False when there was none. A container without
+        labels of ours is refused, unless its id is `adopted`."""
         ...
 
     async def inspect(self, name: str) -> Container | None:
@@ -152,8 +158,9 @@ class ObservedSite:
 class Proxy(Protocol):
     """The edge proxy. Foreign routes always survive."""
 
-    async def apply(self, *, upsert: Sequence[Site] = (), remove: Sequence[str] = ()) -> bool:
+    async def apply(self, *, upsert: Sequence[Site] = (), remove: Sequence[str] = (), take_over: bool = False) -> bool:
         """Have these sites (by key) and not those; concurrent calls share one configuration change. True: it changed.
+        `take_over`: a foreign route that does nothing but send hosts of a site to one of its ports gives way to it.
 
         Besides the driver errors: InvalidRequest for a site that no proxy should get (nothing is sent), Conflict when
         another site already claims one of its hosts.
@@ -166,6 +173,10 @@ class Proxy(Protocol):
 
     async def sites(self) -> list[str]:
         """The keys of all sites of ours in the running configuration."""
+        ...
+
+    async def others(self) -> list[ForeignSite]:
+        """The sites of others on the server that has, or would have, ours, as far as they go to ports of this machine."""
         ...
 
     async def routes(self) -> list[Site]:

@@ -188,7 +188,7 @@ def _empty(d: Deploy) -> Action:
 
 
 def _clean(d: Deploy) -> Action:
-    detail = {"name": d.plan.container, "stopTimeout": d.plan.limits.stop_timeout_seconds}
+    detail = {"key": d.plan.key, "name": d.plan.container, "stopTimeout": d.plan.limits.stop_timeout_seconds}
     deadline = 30 + d.plan.limits.stop_timeout_seconds
     return Action(
         "remove_container", "cleanup_container", detail,

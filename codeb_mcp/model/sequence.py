@@ -68,7 +68,7 @@ def retirement(key: str, slot: str, *, port: int, container: str, drain_seconds:
             Step(Action("empty_slot", "empty_slot", {"key": key, "slot": slot}, cancellable=False, says=f"mark slot {slot} empty")),
             Step(
                 Action(
-                    "remove_container", "remove_container", {"name": container, "stopTimeout": stop_timeout},
+                    "remove_container", "remove_container", {"key": key, "name": container, "stopTimeout": stop_timeout},
                     deadline_seconds=30 + stop_timeout, undo=True, says=f"stop and remove {container}",
                 )
             ),

@@ -68,7 +68,8 @@ class _Document(BaseModel):
 
 
 class SlotRecord(_Document):
-    """One slot as the registry knows it."""
+    """One slot as the registry knows it. `adopted_id`: the container of an earlier installation that stands, or stood, there
+    and may be replaced although it does not carry our labels."""
 
     name: Slot
     state: SlotState = SlotState.EMPTY
@@ -89,10 +90,12 @@ class SlotRecord(_Document):
     promoted_by: str | None = None
     grace_expires_at: Moment | None = None
     rolled_back_at: Moment | None = None
+    adopted_id: str | None = None
 
     def emptied(self) -> SlotRecord:
-        """The slot with nothing in it; only its name and port stay, and keys we do not know."""
-        known = {"name": self.name, "port": self.port, "state": SlotState.EMPTY}
+        """The slot with nothing in it; only its name and port stay, the id of a container that is still to be removed, and
+        keys we do not know."""
+        known = {"name": self.name, "port": self.port, "state": SlotState.EMPTY, "adopted_id": self.adopted_id}
         return SlotRecord.model_validate({**(self.model_extra or {}), **known})
 
     def grace_is_over(self, now: datetime) -> bool:
@@ -101,7 +104,8 @@ class SlotRecord(_Document):
 
 
 class Slots(_Document):
-    """Both slots of one environment: the document `slots/{project}-{environment}.json`."""
+    """Both slots of one environment: the document `slots/{project}-{environment}.json`. `adopted_route`: the proxy serves it
+    by the route of an earlier installation, until the first switch puts ours in its place."""
 
     project_name: str
     team_id: str = "default"
@@ -110,6 +114,7 @@ class Slots(_Document):
     blue: SlotRecord
     green: SlotRecord
     last_updated: Moment | None = None
+    adopted_route: bool | None = None
 
     @classmethod
     def fresh(cls, project: str, team: str, environment: Environment, ports: tuple[int, int], now: datetime) -> Slots:
@@ -151,6 +156,7 @@ class Slots(_Document):
         before = self.record(slot)
         state = moved(before.state, Move.DEPLOY)
         update = {**release, "state": state, "deployed_at": now, "deployed_by": by, "health_checked_at": now}
+        update["adopted_id"] = None
         return self._with(now, before.emptied().model_copy(update=update))
 
     def promoted(self, slot: Slot, now: datetime, by: str, grace: timedelta) -> Slots:
@@ -165,7 +171,7 @@ class Slots(_Document):
         if former is not None and former.name is not slot:
             state = moved(former.state, Move.DEMOTE)
             records.append(former.model_copy(update={"state": state, "grace_expires_at": now + grace}))
-        return self._with(now, *records, active_slot=slot)
+        return self._with(now, *records, active_slot=slot, adopted_route=None)
 
     def cleaned(self, slot: Slot, now: datetime) -> Slots:
         """The slot is empty; raises Conflict for the active one."""

@@ -6,6 +6,7 @@ from importlib import import_module
 
 MODULES = (
     "access",
+    "adoption",
     "audits",
     "deploys",
     "domain_reads",

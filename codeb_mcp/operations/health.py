@@ -91,7 +91,8 @@ async def _environment(services: Services, slots: Slots) -> list[HealthPart]:
         site = await site_of(services.store, services.settings, slots)
         path = (slots.active.health_path or health.paths[0],)
         answer = await services.drivers.prober.public(site.hosts[0], path[0], timeout_seconds=health.timeout_seconds)
-        right = answer.slot == slots.active_slot and answer.status in health.expected_statuses
+        known = answer.slot == slots.active_slot or slots.adopted_route  # a former route does not tell its slot
+        right = known and answer.status in health.expected_statuses
         hint = None if right else "Run registry_check to see what differs."
         status = "healthy" if right else "unhealthy"
         parts.append(HealthPart(name=site.hosts[0], status=status, message=_said(answer), hint=hint))

@@ -148,7 +148,11 @@ class Housekeeper:
         present = set(await proxy.sites())
         sites = []
         for slots in await environments(store, report.problems):
-            if slots.key in present or await store.lease(lease_name(slots.project_name, None)) is not None:
+            if (
+                slots.key in present
+                or slots.adopted_route
+                or await store.lease(lease_name(slots.project_name, None)) is not None
+            ):
                 continue
             try:
                 await ensure_flag(self.services, slots)

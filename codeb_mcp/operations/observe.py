@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from codeb_mcp.drivers.protocols import Container
 from codeb_mcp.model.drift import Drift, SeenContainer, World, drift_of
 from codeb_mcp.model.errors import CodebError
 from codeb_mcp.model.names import Slot, lease_name
-from codeb_mcp.model.slot import Slots, SlotState
+from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.perform import INSTALLATION
 from codeb_mcp.operations.state import environments, site_of
@@ -19,7 +20,11 @@ async def observe(services: Services, slots: list[Slots]) -> World:
     cannot be asked is left open, so that an outage is not taken for missing routes."""
     every = await services.drivers.containers.list(managed=False)
     installation = await services.store.identity()
+    adopted = {
+        record.adopted_id: (one, record) for one in slots for record in (one.blue, one.green) if record.adopted_id
+    }
     ours = {one.name: _seen(one) for one in every if is_ours(one, installation)}
+    ours |= {one.name: _seen_as(one, *adopted[one.container_id]) for one in every if one.container_id in adopted}
     container_ports = {port for one in every if one.running for port in one.host_ports}
     own_ports = {port for seen in ours.values() for port in seen.host_ports}
     keys = [one.key for one in slots]
@@ -53,6 +58,18 @@ def _seen(one: Container) -> SeenContainer:
     )
 
 
+def _seen_as(one: Container, slots: Slots, record: SlotRecord) -> SeenContainer:
+    """A container that was adopted: whose it is says the registry, since it may carry no labels."""
+    return replace(
+        _seen(one),
+        project=slots.project_name,
+        environment=slots.environment.value,
+        slot=record.name.value,
+        team=slots.team_id,
+        version=record.version or "",
+    )
+
+
 async def _images(services: Services, slots: list[Slots], ours: dict[str, SeenContainer]) -> frozenset[str]:
     """Which images of slots without a right container are still here; the others need not be asked for."""
     wanted = {
@@ -79,7 +96,9 @@ async def _routes(services: Services, slots: list[Slots]) -> dict[str, bool] | N
         present = await services.drivers.proxy.sites()
         routes = dict.fromkeys(present, True)
         for one in slots:
-            if one.key in routes:
+            if one.adopted_route:
+                routes.setdefault(one.key, True)  # served by the former route until the first switch
+            elif one.key in routes:
                 routes[one.key] = await services.drivers.proxy.has(
                     await site_of(services.store, services.settings, one)
                 )

@@ -120,9 +120,19 @@ async def remove_container(run: Performer, action: Action) -> Mapping[str, Any]:
     """Stop and remove it, if it is there."""
     await require_ours(run, action.detail["name"])
     removed = await run.drivers.containers.remove(
-        action.detail["name"], fence=run.fence.token, stop_timeout_seconds=action.detail["stopTimeout"]
+        action.detail["name"],
+        fence=run.fence.token,
+        stop_timeout_seconds=action.detail["stopTimeout"],
+        adopted=await adopted_id(run, action.detail.get("key"), action.detail["name"]),
     )
     return {"removed": removed}
+
+
+async def adopted_id(run: Performer, key: str | None, name: str) -> str | None:
+    """The id of the adopted container of that name in the environment `key`, if there was one."""
+    slots = await find_slots(run.store, *split_environment_key(key)) if key else None
+    records = (slots.blue, slots.green) if slots else ()
+    return next((one.adopted_id for one in records if f"{key}-{one.name}" == name), None)
 
 
 async def require_ours(run: Performer, name: str) -> None:
@@ -213,6 +223,11 @@ async def publish_preview(run: Performer, action: Action) -> Mapping[str, Any]:
     slot = Slot(action.detail["slot"])
     site = await site_of(run.store, run.services.settings, slots)
     _prepare_flag(run, slots)
+    if slots.adopted_route and not await run.drivers.proxy.has(site):
+        raise DriverRefused(
+            f"{slots.key} is served by the route of the earlier installation until its first promote",
+            hint="Promote: that puts our route in its place, and the preview addresses with it.",
+        )
     await ensure_site(run, site)
     host = site.blue_preview if slot is Slot.BLUE else site.green_preview
     path = slots.record(slot).health_path or "/"
@@ -238,7 +253,8 @@ async def ensure_route(run: Performer, action: Action) -> Mapping[str, Any]:
     slots = await run.slots(action.detail["key"])
     _prepare_flag(run, slots)
     site = await site_of(run.store, run.services.settings, slots)
-    return {"changed": await ensure_site(run, site), "hosts": list(site.hosts)}
+    changed = await ensure_site(run, site, take_over=bool(slots.adopted_route))
+    return {"changed": changed, "hosts": list(site.hosts)}
 
 
 def _prepare_flag(run: Performer, slots: Slots) -> None:
@@ -247,11 +263,11 @@ def _prepare_flag(run: Performer, slots: Slots) -> None:
         run.drivers.traffic.switch(slots.key, slots.active_slot, fence=run.fence.token)
 
 
-async def ensure_site(run: Performer, site: Site) -> bool:
-    """Have the site in the proxy; True when that took a change."""
+async def ensure_site(run: Performer, site: Site, *, take_over: bool = False) -> bool:
+    """Have the site in the proxy; True when that took a change. `take_over`: see `Proxy.apply`."""
     if await run.drivers.proxy.has(site):
         return False
-    return await run.drivers.proxy.apply(upsert=[site])
+    return await run.drivers.proxy.apply(upsert=[site], take_over=take_over)
 
 
 @step("switch_traffic")

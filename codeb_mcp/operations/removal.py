@@ -28,7 +28,7 @@ from codeb_mcp.operations.catalog import Effect, Request, operation
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.domain_state import leaving_changes, project_domains
 from codeb_mcp.operations.environments import without_project
-from codeb_mcp.operations.perform import Performer, step
+from codeb_mcp.operations.perform import Performer, adopted_id, step
 from codeb_mcp.operations.runs import Planned, RunView, planner
 from codeb_mcp.operations.state import find_slots, load_project
 from codeb_mcp.registry.entries import RunHeader
@@ -143,7 +143,10 @@ async def discard_container(run: Performer, action: Action) -> Mapping[str, Any]
     detail = action.detail
     async with _fence_of(run, detail["key"]) as token:
         removed = await run.drivers.containers.remove(
-            detail["name"], fence=token, stop_timeout_seconds=detail["stopTimeout"]
+            detail["name"],
+            fence=token,
+            stop_timeout_seconds=detail["stopTimeout"],
+            adopted=await adopted_id(run, detail["key"], detail["name"]),
         )
     return {"removed": removed}
 

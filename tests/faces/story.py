@@ -103,6 +103,7 @@ STORY: tuple[tuple[str, Params], ...] = (
     ("slot_stats", {}),
     ("server_add", {"serverKey": "here", "host": "127.0.0.1", "role": "backup", "connection": "local"}),
     ("server_list", {}),
+    ("adopt", {}),
     ("server_check", {"serverKey": "nowhere"}),
     ("server_remove", {"serverKey": "here", "confirm": "here"}),
     ("env_set", {**LIVE, "values": {"LOG_LEVEL": "debug", "DATABASE_URL": "postgres://shop@db/shop"}}),

@@ -51,15 +51,17 @@ class Engine:
 
         return aiodocker.Docker(url=self.host)
 
-    def call(self, method: str, path: str, *, timeout_seconds: float = 30.0) -> Any:
-        """One blocking API call; answers the JSON (None for none) or raises LabError."""
+    def call(self, method: str, path: str, body: Any = None, *, timeout_seconds: float = 30.0) -> Any:
+        """One blocking API call with this JSON; answers the JSON (None for none) or raises LabError."""
         with contextlib.closing(_UnixConnection(self.host.removeprefix("unix://"), timeout_seconds)) as connection:
-            connection.request(method, path, headers={"Host": "engine"})
+            payload = None if body is None else json.dumps(body).encode()
+            headers = {"Host": "engine", "Content-Type": "application/json"}
+            connection.request(method, path, body=payload, headers=headers)
             answer = connection.getresponse()
-            body = answer.read()
+            said = answer.read()
         if answer.status >= 400:
-            raise LabError(f"{method} {path} -> {answer.status} {body[:300]!r}")
-        return json.loads(body) if body.startswith((b"{", b"[")) else None
+            raise LabError(f"{method} {path} -> {answer.status} {said[:300]!r}")
+        return json.loads(said) if said.startswith((b"{", b"[")) else None
 
     def answers(self) -> bool:
         """Whether it can be talked to now."""

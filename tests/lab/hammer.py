@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import select
 import threading
 from collections import Counter
 from types import TracebackType
@@ -12,14 +13,19 @@ from typing import Self
 class Hammer:
     """Threads that each keep one connection and send GET and POST in turn until the block ends.
 
-    `answers` counts statuses; `lost` lists requests that were written and got no answer.
+    `answers` counts statuses; `lost` lists requests that were written and got no answer. `careful`: look whether a kept
+    connection was closed before writing to it, as common clients do; `reopened` counts those.
     """
 
-    def __init__(self, port: int, host: str, *, threads: int = 4, path: str = "/version") -> None:
+    def __init__(
+        self, port: int, host: str, *, threads: int = 4, path: str = "/version", careful: bool = False
+    ) -> None:
         self.port, self.host, self.path = port, host, path
         self.answers: Counter[int] = Counter()
         self.bodies: Counter[str] = Counter()
         self.lost: list[str] = []
+        self.careful = careful
+        self.reopened = 0
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._client, daemon=True) for _ in range(threads)]
@@ -41,6 +47,9 @@ class Hammer:
         method = "GET"
         while not self._stop.is_set():
             method = "POST" if method == "GET" else "GET"
+            if self.careful and connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
+                connection.close()
+                self.reopened += 1
             try:
                 connection.request(
                     method, self.path, body=b"x" if method == "POST" else None, headers={"Host": self.host}

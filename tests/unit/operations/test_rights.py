@@ -19,7 +19,7 @@ ROLES = {
                "env_get", "env_diff", "env_scan", "env_backup_list", "env_verify"},
     "member": {"domain_setup", "domain_delete", "deploy", "promote", "rollback", "project_create", "project_update", "operation_resume", "operation_cancel",
                "preview_create", "preview_delete", "workflow_init", "env_set", "env_unset", "env_sync"},
-    "admin": {"env_restore", "server_add", "server_remove", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
+    "admin": {"adopt", "env_restore", "server_add", "server_remove", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
               "token_rotate", "project_delete", "audit_verify", "registry_repair"},
     "owner": {"team_create", "team_delete"},
 }  # fmt: skip
