@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from codeb_mcp.drivers.dns_cloudflare import SERVER, CloudflareZone
 from codeb_mcp.drivers.dns_powerdns import PowerDnsZone
 from codeb_mcp.drivers.dns_rfc2136 import TsigKey, UpdateZone
 from codeb_mcp.drivers.docker import DockerContainers
+from codeb_mcp.drivers.docker_credentials import credentials_from
 from codeb_mcp.drivers.docker_images import DockerImages
 from codeb_mcp.drivers.flags import FlagTraffic
 from codeb_mcp.drivers.github import GitHubPullRequests
@@ -28,7 +28,6 @@ from codeb_mcp.drivers.outside import NetworkOutside, from_file, the_systems
 from codeb_mcp.drivers.own_stores import Stores
 from codeb_mcp.drivers.probe import HttpProber
 from codeb_mcp.drivers.ssh import SshHosts, SshSettings
-from codeb_mcp.model.errors import RegistryDamaged
 from codeb_mcp.operations.catalog import load_all
 from codeb_mcp.operations.context import Drivers, Registry, Services
 from codeb_mcp.operations.runs import Runs
@@ -39,30 +38,6 @@ from codeb_mcp.registry.files import FileStore
 from codeb_mcp.registry.journal import Journals
 from codeb_mcp.registry.prepaid import PrepaidLimiter
 from codeb_mcp.settings import DnsZone, Settings
-
-Credentials = Callable[[str], tuple[str, str] | None]
-
-
-def credentials_from(path: Path | None) -> Credentials:
-    """User and password per image registry, from a file in Docker's own `config.json` format (`auths`)."""
-    import base64
-
-    def find(host: str) -> tuple[str, str] | None:
-        if path is None:
-            return None
-        try:
-            auths = json.loads(path.read_text(encoding="utf-8")).get("auths", {})
-            entry = auths.get(host) or auths.get(f"https://{host}") or {}
-            user, _, password = (
-                base64.b64decode(entry["auth"]).decode("utf-8").partition(":") if "auth" in entry else ("", "", "")
-            )
-        except (OSError, ValueError, AttributeError) as error:
-            raise RegistryDamaged(
-                f"the credentials file {path} cannot be read: {type(error).__name__}", hint="Repair or remove it."
-            ) from None
-        return (user, password) if user else None
-
-    return find
 
 
 def configured_log(level: str) -> Any:

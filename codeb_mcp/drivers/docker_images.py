@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from codeb_mcp.drivers.docker_api import EngineApi, free_bytes
+from codeb_mcp.drivers.docker_credentials import Credentials
 from codeb_mcp.drivers.docker_errors import clean, disk_full, refused_pull, status_of
 from codeb_mcp.drivers.docker_pull import Entries, PullMeter
 from codeb_mcp.drivers.protocols import Image, PullProgress
@@ -17,7 +18,6 @@ from codeb_mcp.model.names import image_parts, image_registry
 if TYPE_CHECKING:
     import aiodocker
 
-Credentials = Callable[[str], tuple[str, str] | None]
 """User and password for a registry host (`ghcr.io`, `127.0.0.1:5000`, `docker.io`); None for none."""
 
 MIN_FREE_BYTES = 2 * 1024**3

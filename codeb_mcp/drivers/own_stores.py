@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from codeb_mcp.drivers.docker_api import EngineApi
+from codeb_mcp.drivers.docker_credentials import Credentials
 from codeb_mcp.drivers.docker_errors import status_of
 from codeb_mcp.drivers.docker_images import DockerImages
 from codeb_mcp.drivers.docker_spec import FENCE_LABEL, LOG_OPTIONS, RUN_LABEL, fence_of
@@ -24,7 +25,6 @@ from codeb_mcp.model.errors import DriverRefused
 if TYPE_CHECKING:
     import aiodocker
 
-Credentials = Callable[[str], tuple[str, str] | None]
 ADMIN = "codeb_admin"
 STORE_LABEL, INSTALLATION_LABEL = "codeb.store", "codeb.installation"
 STEP_SECONDS = 60.0
