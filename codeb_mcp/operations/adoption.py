@@ -77,9 +77,10 @@ class AdoptPage(Page):
 async def adopt(ctx: Context, request: AdoptRequest) -> AdoptPage:
     """Take what an earlier installation left running into the registry as it is; without apply, only show the plan.
 
-    Found are containers named project-environment-slot, the proxy's routes to them, and old registry files. Nothing is restarted, replaced or reconfigured: apply only writes the registry, one commit for each environment. Which slot
-    is live is told by the proxy's routes. The first promote or rollback puts our route in the place of the former one. What
-    does not fit together is left out and named; old files that are not valid refuse the whole call.
+    Found are containers named project-environment-slot, the proxy's routes to them, and old registry files. Nothing is
+    restarted, replaced or reconfigured: apply only writes the registry, one commit for each environment. Which slot is live
+    is told by the proxy's routes. The first promote or rollback puts our route in the place of the former one. What does not
+    fit together is left out and named; old files that are not valid refuse the whole call.
     """
     require_unlimited(ctx.caller)
     world = await _look(ctx, request)
