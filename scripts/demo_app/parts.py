@@ -240,6 +240,17 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
+def _erase(folder: Path) -> None:
+    """Remove the folder with all in it; first versions of variables are protected against exactly that. Raises DemoError
+    naming what is left."""
+    for path in (folder / "codeb" / "env-backup").rglob("master.env"):
+        subprocess.run(["chattr", "-i", "--", str(path)], check=False, capture_output=True, timeout=20)
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        left = next((path for path in folder.rglob("*") if path.is_file()), folder)
+        raise DemoError(f"{left} cannot be removed: remove {folder} by hand")
+
+
 @dataclass(frozen=True)
 class LeftOver:
     """A demo as its notes describe it."""
@@ -265,7 +276,7 @@ class LeftOver:
         for _, pid, born in processes:
             _end(pid, born)
         self._stop_engine()
-        shutil.rmtree(self.state["folder"], ignore_errors=True)
+        _erase(Path(self.state["folder"]))
         STATE.unlink(missing_ok=True)
 
     def _clear_engine(self) -> None:

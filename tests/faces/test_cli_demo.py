@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,10 @@ def test_the_demo_loses_nothing_stays_when_told_to_and_is_gone_when_stopped(demo
     assert all(start_time(pid) == born for _, pid, born in notes["processes"])
     again, said = demo.told()
     assert (again, "still running" in said) == (1, True)
+    protected = Path(notes["folder"], "codeb", "env-backup", "web", "production", "master.env")
+    protected.parent.mkdir(parents=True)
+    protected.write_text("A=1\n")
+    subprocess.run(["chattr", "+i", str(protected)], check=False, capture_output=True, timeout=20)
     assert demo.told("--stop")[0] == 0
     demo.check_gone(notes)
     assert demo.told("--stop") == (0, "  no demo is running\n")
@@ -130,6 +135,32 @@ def test_without_an_engine_and_without_root_one_sentence_says_what_is_missing(tm
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=CHECKOUT)
     assert done.stdout == "no Docker Engine answers, and without root or sudo none can be started\n"
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--bogus"], 2), (["--stay", "--stop"], 2)])
+def test_the_command_line_is_read_before_anything_is_set_up(tmp_path: Path, words: list[str], code: int) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(CHECKOUT / "scripts" / "demo", tmp_path / "scripts" / "demo")
+    done = subprocess.run([script, *words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "usage: ./scripts/demo" in done.stdout + done.stderr) == (code, True)
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user to become")
+def test_another_user_without_engine_and_sudo_is_told_in_one_sentence_and_nothing_is_set_up(tmp_path: Path) -> None:
+    for part in ("scripts", "tests"):
+        shutil.copytree(CHECKOUT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o005)
+    bare = {"PATH": "/usr/bin:/bin", "DOCKER_HOST": f"unix://{tmp_path}/nobody.sock"}
+    argv = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", str(tmp_path / "scripts" / "demo")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=bare, stdin=subprocess.DEVNULL)
+    assert done.stderr.splitlines() == [
+        "demo: no Docker Engine answers, and without root or sudo none can be started"
+    ], done.stdout
+    assert done.returncode == 1
+    assert not (tmp_path / ".venv").exists()
 
 
 @pytest.mark.parametrize("drop_every", [0, 7])
