@@ -29,7 +29,23 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("codeb")
 
-PARTS = frozenset({"docker", "spare-engine", "registry", "caddy", "caddy-debian", "strace", "node", "hosts", "dns", "pebble", "postgres", "redis"})
+PARTS = frozenset(
+    {
+        "actionlint",
+        "docker",
+        "spare-engine",
+        "registry",
+        "caddy",
+        "caddy-debian",
+        "strace",
+        "node",
+        "hosts",
+        "dns",
+        "pebble",
+        "postgres",
+        "redis",
+    }
+)
 NEEDED_BY_FIXTURE = {
     "hosts": {"hosts"},
     "engine": {"docker"},

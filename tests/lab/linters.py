@@ -1,11 +1,13 @@
-"""Linters for generated files. They come with the development extra or with Go; their absence is said, not hidden."""
+"""Linters for generated files. shellcheck and hadolint come with the development extra, actionlint with Go: it is a real part
+(`actionlint`) that can be left out by name, and otherwise has to be there."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-import warnings
 from pathlib import Path
+
+from tests.lab.daemons import LabError
 
 HOW = {
     "actionlint": "go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.12",
@@ -14,12 +16,11 @@ HOW = {
 }
 
 
-def linter(name: str) -> str | None:
-    """The linter's path: beside the running Python, in PATH, or where `go install` puts it. None, and a line on stderr that
-    says so, when it is not there."""
+def linter(name: str) -> str:
+    """The linter's path: beside the running Python, in PATH, or where `go install` puts it; raises LabError when it is not
+    there."""
     places = [Path(sys.executable).with_name(name), Path.home() / "go" / "bin" / name]
     found = next((str(path) for path in places if path.is_file()), None) or shutil.which(name)
     if found is None:
-        text = f"NOT TESTED: {name} is not there ({HOW[name]})"
-        sys.__stderr__.write(text + "\n") if sys.__stderr__ is not None else warnings.warn(text, stacklevel=2)
+        raise LabError(f"{name} is not there: {HOW[name]}")
     return found

@@ -150,6 +150,7 @@ def test_our_own_scanner_finds_nothing_in_them() -> None:
         assert [one for one in scan(files) if one.file in files] == []
 
 
+@pytest.mark.real("actionlint")
 def test_actionlint_and_shellcheck_find_nothing(tmp_path: Path) -> None:
     """All kinds of workflows at once; the shell steps are given to shellcheck by actionlint."""
     actionlint, shellcheck = linter("actionlint"), linter("shellcheck")
@@ -159,12 +160,11 @@ def test_actionlint_and_shellcheck_find_nothing(tmp_path: Path) -> None:
     for number, pipeline in enumerate(PIPELINES):
         (folder / f"deploy{number}.yml").write_text(to_yaml(deploy_workflow(pipeline)), encoding="utf-8")
         (folder / f"preview{number}.yml").write_text(to_yaml(preview_workflow(pipeline)), encoding="utf-8")
-    if actionlint is not None:
-        words = [actionlint, "-config-file", str(tmp_path / ".github" / "actionlint.yaml"), "-no-color"]
-        words += ["-shellcheck", shellcheck or "", "-pyflakes", ""]
-        words += sorted(map(str, folder.iterdir()))
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-        assert (done.returncode, done.stdout) == (0, ""), done
+    words = [actionlint, "-config-file", str(tmp_path / ".github" / "actionlint.yaml"), "-no-color"]
+    words += ["-shellcheck", shellcheck, "-pyflakes", ""]
+    words += sorted(map(str, folder.iterdir()))
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done
 
 
 def test_shellcheck_finds_nothing_in_the_steps(tmp_path: Path) -> None:
@@ -177,18 +177,17 @@ def test_shellcheck_finds_nothing_in_the_steps(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.sh"
         path.write_text("#!/usr/bin/env bash\nset -eo pipefail\n" + script, encoding="utf-8")
         subprocess.run(["bash", "-n", str(path)], timeout=20, check=True)
-        if shellcheck is not None:
-            done = subprocess.run([shellcheck, str(path)], capture_output=True, text=True, timeout=60, check=False)
-            assert (done.returncode, done.stdout) == (0, ""), done.stdout
+        done = subprocess.run([shellcheck, str(path)], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (0, ""), done.stdout
 
 
+@pytest.mark.real("actionlint")
 def test_the_linters_do_find_something_in_a_bad_one(tmp_path: Path) -> None:
     """So that an empty answer means that they looked."""
     actionlint = linter("actionlint")
     bad = to_yaml(deploy_workflow(PIPELINES[0])).replace("needs: build", "needs: nobody")
     path = tmp_path / "bad.yml"
     path.write_text(bad, encoding="utf-8")
-    if actionlint is not None:
-        done = subprocess.run([actionlint, str(path)], capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 1
-        assert "nobody" in done.stdout
+    done = subprocess.run([actionlint, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "nobody" in done.stdout
