@@ -50,6 +50,7 @@ SAMPLES: Mapping[str, Any] = {
     "serverKey": "storage",
     "host": "192.0.2.30",
     "domain": "www.example.com",
+    "kind": "postgres",
 }
 """Example values by field. Required fields that are not here are a mistake, which the generator reports."""
 

@@ -8,6 +8,7 @@ MODULES = (
     "access",
     "adoption",
     "audits",
+    "databases",
     "deploys",
     "domain_reads",
     "domains",

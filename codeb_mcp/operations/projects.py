@@ -26,6 +26,12 @@ from codeb_mcp.operations.routing import publish_routes, require_free_hosts
 from codeb_mcp.operations.state import find_slots, load_project, load_ssot, parse_project, site_of, url_of
 from codeb_mcp.registry.store import Change, Document
 
+NEXT_STEPS = (
+    "database_create gives an environment a PostgreSQL database or Redis",
+    "env_set sets its variables",
+    "deploy, then promote",
+)
+
 
 class SettingsRequest(Request):
     """Settings of a project; what is not given stays as it is."""
@@ -103,6 +109,7 @@ class ProjectResult(Result):
     environments: list[EnvironmentAnswer]
     warnings: list[str] = Field(default_factory=list)
     created: bool | None = None
+    next_steps: list[str] = Field(default_factory=list, description="What is usually done next")
 
 
 class ProjectRow(Result):
@@ -145,7 +152,7 @@ async def project_create(ctx: Context, request: ProjectCreateRequest) -> Project
     await add_environments(ctx.services, name, entry, request.environments, lambda: team_change(ctx, team, name))
     warnings = await publish_routes(ctx.services, name, request.environments)
     result = await describe(ctx.services, name)
-    return result.model_copy(update={"created": existing is None, "warnings": warnings})
+    return result.model_copy(update={"created": existing is None, "warnings": warnings, "next_steps": list(NEXT_STEPS)})
 
 
 def _require_own_name(name: str) -> None:

@@ -26,11 +26,12 @@ from codeb_mcp.model.sequence import Step
 from codeb_mcp.operations.answers import RunAnswer, RunRequest, common, fact, header_of, run_to_answer
 from codeb_mcp.operations.catalog import Effect, Request, operation
 from codeb_mcp.operations.context import Context, Services
+from codeb_mcp.operations.database_state import entries_in
 from codeb_mcp.operations.domain_state import leaving_changes, project_domains
 from codeb_mcp.operations.environments import without_project
 from codeb_mcp.operations.perform import Performer, adopted_id, step
 from codeb_mcp.operations.runs import Planned, RunView, planner
-from codeb_mcp.operations.state import find_slots, load_project
+from codeb_mcp.operations.state import find_slots, load_project, load_ssot
 from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.store import Change, Document
 
@@ -90,6 +91,7 @@ async def plan_delete(services: Services, header: RunHeader) -> Planned:
     """First off the proxy, then the containers, the registry last: it goes on naming what is not gone yet. Every step is
     one that must happen in the end, since half a project is no legal state."""
     project = await load_project(services.store, header.project)
+    await _require_no_stores(services, header.project)
     actions: list[Action] = []
     for environment in project.ports:
         key = environment_key(header.project, environment)
@@ -106,6 +108,17 @@ async def plan_delete(services: Services, header: RunHeader) -> Planned:
     detail = {"project": header.project, "team": project.team_id, "environments": [one.value for one in project.ports]}
     actions.append(Action("forget_project", "forget_project", detail, says="strike it from the registry"))
     return Planned(Machine(tuple(Step(replace(action, undo=True)) for action in actions)))
+
+
+async def _require_no_stores(services: Services, project: str) -> None:
+    """Raise Conflict while the project has data stores of ours: without its entry nobody would know whose they are."""
+    stores = [str(which) for which, _ in entries_in(await load_ssot(services.store), project)]
+    if stores:
+        raise Conflict(
+            f"{project} still has data: {', '.join(stores)}",
+            hint="Take it away with database_delete first; the data is kept aside then.",
+            stores=stores,
+        )
 
 
 async def _containers(services: Services, project: str, environment: Environment) -> list[str]:

@@ -160,7 +160,7 @@ async def test_data_and_passwords_outlive_the_container_and_a_deletion_keeps_the
                 if kind == "postgres":
                     return int(await sql(values["DATABASE_URL"], "SELECT n FROM kept"))
                 with redis.Redis.from_url(values["REDIS_URL"], socket_timeout=10) as client:
-                    return int(client.get("kept") or 0)  # type: ignore[arg-type]
+                    return int(client.get("kept") or 0)
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, redis.RedisError):
                 await asyncio.sleep(0.1)
         raise AssertionError("the instance did not come back")

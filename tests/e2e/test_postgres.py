@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
-from codeb_mcp.drivers.postgres import first_sql
+from codeb_mcp.drivers.postgres import PostgresStore, first_sql
+from codeb_mcp.model.errors import CodebError, InsufficientStorage
 from codeb_mcp.operations import databases
+from codeb_mcp.registry.env_history import EnvHistories
 from tests.e2e.store_world import HOST, StoreWorld, cluster, installation, settings_of
+from tests.faces.payloads import others, texts
 from tests.lab.hosts import LabHosts
 from tests.lab.stores import LabPostgres
 from tests.unit.operations.mortality import run_until, take_up
+from tests.unit.operations.world import bounded
 
 pytestmark = pytest.mark.real("hosts", "postgres")
 LIVE = {"environment": "production", "kind": "postgres"}
@@ -252,7 +257,6 @@ async def test_a_role_without_the_rights_is_told_the_sql_to_run(
     hosts: LabHosts, postgres: LabPostgres, tmp_path: Path, unique: str, role: str
 ) -> None:
     settings = settings_of(postgres)
-    entry: Callable[[str], str] = lambda sql: sql  # noqa: E731
     if role == "missing":
         settings["postgres_role"] = f"{unique}_admin"
         wanted = first_sql(f"{unique}_admin")
@@ -263,7 +267,7 @@ async def test_a_role_without_the_rights_is_told_the_sql_to_run(
         async with installation(hosts, tmp_path / "codeb", **settings) as far:
             await far.world.project(unique)
             problem = await far.world.refused("driver_refused", "database_create", projectName=unique, **LIVE)
-            assert entry(wanted) in problem.hint, problem.hint
+            assert wanted in problem.hint, problem.hint
             assert await far.rows() == []
     finally:
         postgres.sql("ALTER ROLE codeb CREATEROLE CREATEDB")
@@ -283,3 +287,86 @@ async def test_what_is_not_ours_is_never_touched(far: StoreWorld, postgres: LabP
     assert far.variables(unique) == {"DATABASE_URL": "postgresql://a:b@db.test/c"}
     await far.create(unique, overwriteVariables=True)
     assert await ask(far.variables(unique)["DATABASE_URL"], "SELECT 1") == 1
+
+
+@pytest.mark.parametrize("tool", ["database_create", "database_rotate"])
+async def test_a_process_that_dies_between_the_server_and_the_variables_leaves_no_password_that_does_not_fit(
+    far: StoreWorld, unique: str, tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await far.world.project(unique)
+    if tool == "database_rotate":
+        await far.create(unique)
+    set_password, reached = PostgresStore.set_password, asyncio.Event()
+
+    async def then_dies(self: PostgresStore, *words: Any) -> None:
+        await set_password(self, *words)
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(PostgresStore, "set_password", then_dies)
+    call = asyncio.create_task(far.world.call(tool, projectName=unique, **LIVE))
+    await bounded(reached.wait())
+    monkeypatch.setattr(PostgresStore, "set_password", set_password)
+    await take_up(far.world)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    assert await ask(far.variables(unique)["DATABASE_URL"], "SELECT 1") == 1
+    assert [row["state"] for row in await far.rows()] == ["ready"]
+    assert await far.world.services.registry.journals.open_runs() == []
+
+
+async def test_variables_that_cannot_be_written_bring_the_former_password_back(
+    far: StoreWorld, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await far.world.project(unique)
+    await far.create(unique)
+    url = far.variables(unique)["DATABASE_URL"]
+
+    async def full(*words: Any) -> None:
+        raise InsufficientStorage("the disk is full", hint="Free some space.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EnvHistories, "change", full)
+        await far.world.refused("insufficient_storage", "database_rotate", projectName=unique, **LIVE)
+    assert far.variables(unique)["DATABASE_URL"] == url
+    assert await ask(url, "SELECT 1") == 1
+
+
+async def test_a_project_with_data_is_not_deleted(far: StoreWorld, unique: str) -> None:
+    await far.world.project(unique)
+    await far.create(unique)
+    await far.world.refused("conflict", "project_delete", projectName=unique, confirm=unique)
+    assert await ask(far.variables(unique)["DATABASE_URL"], "SELECT 1") == 1
+    await far.delete(unique)
+    assert (await far.world.call("project_delete", projectName=unique, confirm=unique))["status"] == "succeeded"
+
+
+FIELDS = ("projectName", "environment", "kind", "placement", "server", "port", "confirm")
+
+
+async def test_hostile_words_in_any_field_do_nothing_on_the_server(
+    far: StoreWorld, postgres: LabPostgres, tmp_path: Path, unique: str
+) -> None:
+    await far.world.project(unique)
+    canary, victim = f"/tmp/{unique}-canary", tmp_path / "victim"
+    victim.write_text("untouched", encoding="utf-8")
+    words = [text.replace("{canary}", canary).replace("{victim}", str(victim)) for text in texts()]
+    assert len(words) >= 400
+    catalog = "SELECT (SELECT string_agg(datname, ',' ORDER BY 1) FROM pg_database), (SELECT string_agg(rolname, ',' ORDER BY 1) FROM pg_roles)"
+    before, ssot, tried = postgres.sql(catalog), await far.ssot(), 0
+    for field in FIELDS:
+        tool = "database_delete" if field == "confirm" else "database_create"
+        for word in [*words, *(one for one in others() if one is not None)]:
+            given: dict[str, Any] = {"projectName": unique, **LIVE} | (
+                {"confirm": unique} if tool == "database_delete" else {}
+            )
+            with pytest.raises(CodebError) as caught:
+                await far.world.call(tool, **given | {field: word})
+            assert 400 <= caught.value.http_status < 500, (field, word, caught.value.as_dict())
+            tried += 1
+    assert tried >= 400 * len(FIELDS)
+    assert (postgres.sql(catalog), await far.ssot()) == (before, ssot)
+    assert victim.read_text(encoding="utf-8") == "untouched"
+    assert not Path(canary).exists()
+    assert far.lab.exec(HOST, "ls", canary, check=False).returncode != 0
+    print(f"hostile words tried: {tried}, effects: 0")

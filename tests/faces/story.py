@@ -118,6 +118,10 @@ STORY: tuple[tuple[str, Params], ...] = (
     ("env_restore", {**LIVE, "to": "master"}),
     ("env_restore", {**LIVE, "to": "20200101T000000.000000Z"}),
     ("env_verify", LIVE),
+    ("database_list", {}),
+    ("database_create", {**LIVE, "kind": "postgres"}),
+    ("database_rotate", {**LIVE, "kind": "redis"}),
+    ("database_delete", {**LIVE, "kind": "redis", "confirm": "shop"}),
     ("project_delete", {"projectName": "shop", "confirm": "shop"}),
 )
 

@@ -38,6 +38,7 @@ SUBJECT: dict[str, Any] = {
     "serverKey": "nowhere",
     "domain": "www.example.com",
     "host": "127.0.0.1",
+    "kind": "postgres",
     "connection": "local",
 }
 """Arguments that fit and lead nowhere: a call that is allowed ends with its own error, not with a refusal."""
