@@ -16,7 +16,7 @@ from mcp.server.auth.provider import AccessToken
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from codeb_mcp.faces import envelope
-from codeb_mcp.faces.bodies import parse
+from codeb_mcp.faces.bodies import misshapen, parse
 from codeb_mcp.faces.calls import correlation_id
 from codeb_mcp.model.access import Principal
 from codeb_mcp.model.errors import (
@@ -29,10 +29,15 @@ from codeb_mcp.model.errors import (
     UnsupportedMediaType,
 )
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.invoke import limit
 from codeb_mcp.operations.keys import KeyRing
 
-OPEN = frozenset({"/health", "/metrics"})
+OPEN = frozenset({"/health"})
 """Paths that need no key."""
+METRICS = "/metrics"
+"""Needs a key unless this machine itself asks."""
+LISTED = frozenset({"/api/audit"})
+"""A GET of these is an operation, which counts it against the key's budget itself."""
 SESSIONS = ("/mcp", "/sse", "/messages")
 """Paths whose sessions the SDK keeps."""
 STREAMS = frozenset({"/mcp", "/sse", "/api/logs/stream"})
@@ -42,6 +47,7 @@ END_SECONDS = 2.0
 BODY_SECONDS = 30.0
 KNOWN_HOSTS = 64
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1"})
 
 CALLER, BODY, CORRELATION = "codeb.caller", "codeb.body", "codeb.correlation"
 
@@ -64,10 +70,15 @@ class Doors:
         return ours
 
     def _names_us(self, value: str) -> bool:
+        if self.is_local(value):
+            return True
         name, port = _split(value)
-        if name in LOCAL:
-            return port is None or port.isdecimal()
         return value in self._hosts or (port is not None and port.isdecimal() and f"{name}:*" in self._hosts)
+
+    def is_local(self, value: str) -> bool:
+        """Whether the Host header is one of this machine's own names."""
+        name, port = _split(value.lower())
+        return name in LOCAL and (port is None or port.isdecimal())
 
     def origin(self, value: str) -> bool:
         """Whether a page of that origin may talk to us."""
@@ -123,18 +134,17 @@ class Guard:
         if (refused := self._stranger(headers)) is not None:
             await send.fail(refused[1], status=refused[0])
             return
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN or (scope["path"] == METRICS and self._from_here(scope, headers)):
             await self._app(scope, receive, send)
             return
-        caller = await self.authenticate(scope, headers)
-        scope[CALLER] = caller
-        if scope["path"].startswith(SESSIONS):
-            scope["user"] = _user(caller.key_id, caller.role.value)
+        await self._admit(scope, headers)
         if scope["method"] == "POST":
-            receive = await self._body(scope, headers, receive)
+            receive = await self._counted_body(scope, headers, receive)
             if (direct := self._busy.get(scope["path"])) is not None:
                 await direct(scope, receive, send)
                 return
+        elif scope["path"] not in LISTED or scope["method"] != "GET":
+            await limit(self._services, scope[CALLER])
         if scope["method"] == "GET" and scope["path"] in STREAMS:
             await self._while_valid(scope, headers, receive, send)
         else:
@@ -150,6 +160,32 @@ class Guard:
             hint = "Add the page's origin to server.allowed_origins in codeb.toml if it is yours."
             return 403, Forbidden("pages of this origin are not allowed here", hint=hint)
         return None
+
+    async def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Find the caller; raises Unauthenticated, and Forbidden for metrics, which name every team's projects."""
+        caller = scope[CALLER] = await self.authenticate(scope, headers)
+        if scope["path"].startswith(SESSIONS):
+            scope["user"] = _user(caller.key_id, caller.role.value)
+        if scope["path"] == METRICS and not caller.platform:
+            hint = "Use a key of the team that runs this installation."
+            raise Forbidden("metrics name every team's projects", hint=hint, permission="metrics.read")
+
+    def _from_here(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
+        """Whether this machine asks itself. Behind a proxy every peer is this machine; then the Host is the public one."""
+        client = scope.get("client")
+        local = self._doors.is_local(headers.get(b"host", b"").decode("latin-1"))
+        return local and client is not None and client[0] in LOOPBACK
+
+    async def _counted_body(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Receive:
+        """The body, counted against the key's budget unless an operation is going to do so. Raises RateLimited."""
+        try:
+            receive = await self._body(scope, headers, receive)
+        except CodebError:
+            await limit(self._services, scope[CALLER])
+            raise
+        if not _calls_an_operation(scope):
+            await limit(self._services, scope[CALLER])
+        return receive
 
     async def authenticate(self, scope: Scope, headers: dict[bytes, bytes]) -> Principal:
         """The caller behind the key, from its record as it stands now."""
@@ -273,6 +309,24 @@ def _headers(scope: Scope) -> dict[bytes, bytes]:
 def _bearer(value: bytes) -> bytes:
     scheme, _, key = value.partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _calls_an_operation(scope: Scope) -> bool:
+    """Whether the body is going to reach an operation: a call over `/api/tool`, or a tool's over MCP."""
+    body = scope[BODY]
+    if not isinstance(body, dict):
+        return False
+    if scope["path"] == "/api/tool":
+        return misshapen(body) is None
+    params = body.get("params")
+    return (
+        scope["path"].startswith(SESSIONS)
+        and body.get("method") == "tools/call"
+        and "id" in body
+        and isinstance(params, dict)
+        and isinstance(params.get("name"), str)
+        and isinstance(params.get("arguments", {}), dict)
+    )
 
 
 def _until(over: asyncio.Event, receive: Receive) -> Receive:

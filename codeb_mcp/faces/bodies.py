@@ -7,9 +7,11 @@ import math
 from typing import Any
 
 from codeb_mcp.model.errors import InvalidRequest
+from codeb_mcp.model.redaction import clean_text
 
 MAX_DEPTH = 64
 HINT = "Send one JSON document in UTF-8."
+BODY_KEYS = frozenset({"tool", "params"})
 
 
 def parse(raw: bytes) -> Any:
@@ -93,3 +95,19 @@ def _said(error: ValueError) -> str:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant)
+
+
+def misshapen(body: Any) -> InvalidRequest | None:
+    """What is wrong with a body of `/api/tool` around the parameters, which the operation itself checks; `fields` are in the
+    detail when it names a tool."""
+    if not isinstance(body, dict) or not isinstance(body.get("tool"), str) or not body["tool"]:
+        return InvalidRequest("Tool name required", hint='Send {"tool": "slot_list", "params": {}}.')
+    for key in body:
+        if key not in BODY_KEYS:
+            wrong = {"field": clean_text(key, limit=100), "problem": "unknown key"}
+            hint = "The body takes tool and params; parameters of the tool belong into params."
+            return InvalidRequest(f"{wrong['field']}: unknown key", hint=hint, fields=[wrong])
+    if body.get("params") is not None and not isinstance(body["params"], dict):
+        wrong = {"field": "params", "problem": "must be an object"}
+        return InvalidRequest("params: must be an object", hint="Send params as an object.", fields=[wrong])
+    return None

@@ -137,7 +137,8 @@ Anything else is an error with the status of the table below, and never 200:
 ```
 
 `error` says what is, `hint` what to do. With 422 `details` lists every field that does not fit. `X-Correlation-ID` is
-accepted and returned; the server's log and the audit trail carry it.
+accepted and returned; the server's log and the audit trail carry it. Every request of a key counts against its calls a
+minute, whatever it asks for.
 
 | address | answer | key |
 | --- | --- | --- |
@@ -146,7 +147,7 @@ accepted and returned; the server's log and the audit trail carry it.
 | `GET /api/logs/stream?project=&environment=&slot=` | container logs as server-sent events | viewer |
 | `GET /api/audit?limit=&offset=` | what your team did, newest first | viewer |
 | `GET /health` | `{"status":"healthy","version":…}` | no |
-| `GET /metrics` | Prometheus text | no |
+| `GET /metrics` | Prometheus text | of the platform's team; none from this machine itself |
 """)
 
 

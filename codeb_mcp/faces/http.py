@@ -33,6 +33,7 @@ from codeb_mcp import __version__
 from codeb_mcp.app import opened
 from codeb_mcp.faces import envelope
 from codeb_mcp.faces.auth import BODY, CALLER, CORRELATION, Guard, reply
+from codeb_mcp.faces.bodies import misshapen
 from codeb_mcp.faces.calls import Caller
 from codeb_mcp.faces.logs import forward_library_logs
 from codeb_mcp.faces.mcp import Face, parts_of
@@ -42,12 +43,10 @@ from codeb_mcp.model.access import Principal
 from codeb_mcp.model.errors import (
     CodebError,
     DriverUnavailable,
-    InvalidRequest,
     NotFound,
     Unauthenticated,
     UnknownTool,
 )
-from codeb_mcp.model.redaction import clean_text
 from codeb_mcp.operations.catalog import CATALOG
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.housekeeping import Housekeeper
@@ -62,7 +61,6 @@ SESSION_IDLE_SECONDS = 1800.0
 MAX_SESSIONS = 1000
 LISTS: Mapping[str, str] = {"/api/audit": "audit_list"}
 """GET routes that are an operation with its parameters in the query."""
-BODY_KEYS = frozenset({"tool", "params"})
 
 
 async def message_sender(ctx: ServerRequestContext[Any, Any]) -> Principal:
@@ -87,13 +85,12 @@ class Api:
     async def tool(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /api/tool`."""
         caller, correlation, body = scope[CALLER], scope[CORRELATION], scope[BODY]
-        name = body.get("tool") if isinstance(body, dict) else None
-        if not isinstance(name, str) or not name:
-            missing = InvalidRequest("Tool name required", hint='Send {"tool": "slot_list", "params": {}}.')
-            return await reply(send, envelope.failure(missing, correlation, status=400))
-        if (wrong := _misshapen(body)) is not None:
-            return await reply(send, envelope.failure(wrong, correlation, tool=name))
-        return await reply(send, await self._answer(Call(name, body.get("params") or {}, caller, correlation)))
+        if (wrong := misshapen(body)) is not None:
+            named = "fields" in wrong.detail
+            status, tool = (None, body["tool"]) if named else (400, None)
+            return await reply(send, envelope.failure(wrong, correlation, status=status, tool=tool))
+        call = Call(body["tool"], body.get("params") or {}, caller, correlation)
+        return await reply(send, await self._answer(call))
 
     async def _answer(self, call: Call) -> envelope.Reply:
         started = time.perf_counter()
@@ -108,7 +105,10 @@ class Api:
             if not self._leaving.is_set():
                 raise
             # The time for requests to end is over. The caller still is there and gets an answer it can read.
-            ending = DriverUnavailable("the server is ending", hint="Its run stays open: repeat the call when it is back, or look with operation_list how it ended.")
+            ending = DriverUnavailable(
+                "the server is ending",
+                hint="Its run stays open: repeat the call when it is back, or look with operation_list how it ended.",
+            )
             return envelope.failure(ending, call.correlation_id, tool=call.tool)
 
     async def listed(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -163,20 +163,6 @@ class Api:
         """`GET /metrics`."""
         text = await self._metrics.text(self._services)
         return Response(text, headers={"content-type": self._metrics.content_type})
-
-
-def _misshapen(body: Mapping[str, Any]) -> InvalidRequest | None:
-    """What is wrong around the parameters, which the operation itself checks."""
-    for key in body:
-        if key not in BODY_KEYS:
-            wrong = {"field": clean_text(key, limit=100), "problem": "unknown key"}
-            hint = "The body takes tool and params; parameters of the tool belong into params."
-            return InvalidRequest(f"{wrong['field']}: unknown key", hint=hint, fields=[wrong])
-    params = body.get("params")
-    if params is not None and not isinstance(params, dict):
-        wrong = {"field": "params", "problem": "must be an object"}
-        return InvalidRequest("params: must be an object", hint="Send params as an object.", fields=[wrong])
-    return None
 
 
 def _allowed(caller: Principal) -> list[str]:

@@ -125,7 +125,8 @@ class Face:
             answer = await self._run(ctx, Call(params.name, arguments, caller, correlation))
         except UnknownTool as unknown:
             shown = problem(unknown, correlation)
-            raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {clean_text(params.name, limit=64)}", shown) from None
+            said = f"Unknown tool: {clean_text(params.name, limit=64)}. {shown['hint']}"
+            raise MCPError(t.INVALID_PARAMS, said, shown) from None
         except CodebError as error:
             return failed(error, correlation)
         return succeeded(answer)

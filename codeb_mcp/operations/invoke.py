@@ -24,6 +24,7 @@ from codeb_mcp.operations.ownership import require_project, require_scope, requi
 from codeb_mcp.registry.audit import AuditRecord
 
 ARGUMENTS_LIMIT = 8_000
+TOOL_LIMIT = 64
 NEED_NOT_EXIST = frozenset({"project_create", "workflow_init"})
 """Operations that may name a project before there is one; they tell nothing about a stranger's."""
 
@@ -51,14 +52,15 @@ class Answer:
 
 
 async def invoke(services: Services, call: Call) -> Answer:
-    """Run the call; raises CodebError, and nothing else. Every decision is audited."""
+    """Run the call; raises CodebError, and nothing else. Every decision is audited, also that there is no such tool."""
     started = time.perf_counter()
     call = call if call.correlation_id else replace(call, correlation_id=uuid.uuid4().hex)
-    operation = CATALOG.find(call.tool)
+    known = CATALOG.get(CATALOG.aliases.get(call.tool, call.tool))
     outcome, error = "ok", None
     body: dict[str, Any] = {}
     try:
         await limit(services, call.caller)
+        operation = known or CATALOG.find(call.tool)
         result = await _run(services, operation, call)
         result, body, text = fitted(result)
         return Answer(operation, result, body, text, _milliseconds(started))
@@ -73,7 +75,7 @@ async def invoke(services: Services, call: Call) -> Answer:
         raise _bug(services, call, problem) from problem
     finally:
         facts = error.detail if error else body
-        await _audit(services, operation, call, outcome, facts, _milliseconds(started))
+        await _audit(services, known, call, outcome, facts, _milliseconds(started))
 
 
 async def _run(services: Services, operation: Operation, call: Call) -> Result:
@@ -209,7 +211,7 @@ def _bug(services: Services, call: Call, problem: Exception) -> Bug:
 
 async def _audit(
     services: Services,
-    operation: Operation,
+    operation: Operation | None,
     call: Call,
     outcome: str,
     facts: Mapping[str, Any],
@@ -222,11 +224,11 @@ async def _audit(
     def make() -> AuditRecord:
         return _record(operation, call, outcome, at=at, operation_id=operation_id, took=took)
 
-    await services.trail.write(make, durable=operation.effect is not Effect.READ)
+    await services.trail.write(make, durable=operation is not None and operation.effect is not Effect.READ)
 
 
 def _record(
-    operation: Operation, call: Call, outcome: str, *, at: datetime, operation_id: str | None, took: float
+    operation: Operation | None, call: Call, outcome: str, *, at: datetime, operation_id: str | None, took: float
 ) -> AuditRecord:
     caller = call.caller
     return AuditRecord(
@@ -235,7 +237,7 @@ def _record(
         key_id=caller.key_id,
         team=caller.team,
         role=caller.role.value,
-        tool=operation.name,
+        tool=operation.name if operation else clean_text(redact_text(keepable(call.tool[:500])), limit=TOOL_LIMIT),
         outcome=outcome,
         project=_text(call.arguments.get("projectName")),
         environment=_text(call.arguments.get("environment")),
@@ -246,8 +248,11 @@ def _record(
     )
 
 
-def _without_secrets(operation: Operation, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments with nothing but the names of what is secret by declaration."""
+def _without_secrets(operation: Operation | None, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments with nothing but the names of what is secret by declaration; what no operation declares, as the
+    parameters of a mistyped name, may be secret."""
+    if operation is None:
+        return {name: _masked(value) for name, value in arguments.items()}
     return {name: _masked(value) if name in operation.request.secret else value for name, value in arguments.items()}
 
 

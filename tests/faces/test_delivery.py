@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -134,6 +135,59 @@ async def test_a_key_has_a_number_of_calls_and_a_team_another(tmp_path: Path) ->
             outcome = await saying(client)("slot_list", {})
         assert outcome.code == "rate_limited"
         assert outcome.detail["retryAfter"] >= 1
+
+
+async def _audited(world: World, tool: str) -> list[dict[str, Any]]:
+    """The audit records of a tool, newest first."""
+    await world.services.trail.flush()
+    page = await world.call("audit_list", world.keys["other"]["admin"], limit=200)
+    return [row for row in page["data"] if row["tool"] == tool]
+
+
+async def test_calls_of_tools_that_do_not_exist_are_limited_and_audited(tmp_path: Path) -> None:
+    async with open_world(tmp_path / "codeb", calls_per_minute=5) as world, serving(world) as made:
+        key = world.keys["other"]["viewer"]
+        statuses = [(await made.tool("deplyo", key, {"projectName": "shop"})).status_code for _ in range(7)]
+        assert statuses == [404] * 5 + [429] * 2
+        rows = await _audited(world, "deplyo")
+        assert sorted(row["outcome"] for row in rows) == ["rate_limited"] * 2 + ["unknown_tool"] * 5
+        other = world.keys["other"]["member"]
+        long, secret = "x" * 5_000 + "\x1b[31m", world.keys["other"]["owner"]
+        for name in (long, secret):
+            assert (await made.tool(name, other)).status_code == 404
+        assert (await made.tool("env_sett", other, {"values": {"DATABASE_URL": "hunter2"}})).status_code == 404
+        assert await _audited(world, "x" * 64) or await _audited(world, "x" * 63 + "…")
+        assert len(await _audited(world, "env_sett")) == 1
+        trail = "".join(path.read_text() for path in (tmp_path / "codeb" / "registry").rglob("*.jsonl"))
+        assert "env_sett" in trail
+        assert "hunter2" not in trail
+        assert secret not in trail
+
+
+BEYOND_TOOLS = {
+    "index": ("GET", "/api", None),
+    "tools": ("GET", "/api/tools", None),
+    "audit": ("GET", "/api/audit", None),
+    "nowhere": ("GET", "/nowhere", None),
+    "no tool": ("POST", "/api/tool", {}),
+    "tools/list": ("POST", "/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}),
+    "templates": ("POST", "/mcp", {"jsonrpc": "2.0", "id": 1, "method": "resources/templates/list", "params": {}}),
+    "read": ("POST", "/mcp", {"jsonrpc": "2.0", "id": 1, "method": "resources/read", "params": {"uri": "codeb://x"}}),
+    "half a call": ("POST", "/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {}}),
+}
+
+
+@pytest.mark.parametrize("what", list(BEYOND_TOOLS))
+async def test_every_request_of_a_key_counts_against_its_budget(what: str, tmp_path: Path) -> None:
+    method, path, body = BEYOND_TOOLS[what]
+    async with open_world(tmp_path / "codeb", calls_per_minute=3) as world, serving(world) as made:
+        key = world.keys["other"]["viewer"]
+        statuses = [
+            (await made.http.request(method, path, json=body, headers={"X-API-Key": key})).status_code for _ in range(5)
+        ]
+        assert 429 not in statuses[:3]
+        assert statuses[3:] == [429] * 2
+        assert (await made.tool("slot_list", key)).status_code == 429
 
 
 async def test_guessing_keys_is_slowed_down_without_locking_out_the_right_one(tmp_path: Path) -> None:

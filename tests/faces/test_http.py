@@ -10,13 +10,15 @@ from typing import Any
 
 import httpx2
 import pytest
+from mcp import MCPError
 
 from codeb_mcp import __version__
+from codeb_mcp.faces.http import build_app
 from codeb_mcp.model.access import Role
 from codeb_mcp.model.errors import DriverUnavailable
 from codeb_mcp.operations.catalog import load_all
 from tests.faces.story import LIVE, image
-from tests.faces.ways import in_process, saying
+from tests.faces.ways import ERAS, in_process, saying
 from tests.faces.world import Served, World, serving
 
 
@@ -125,6 +127,14 @@ async def test_a_refusal_names_permission_and_role(served: Served) -> None:
     body = (await _tool(served, "promote", LIVE, "viewer")).json()
     assert body["error"] == "Permission denied: slot.promote required"
     assert body["requiredRole"] == "member"
+
+
+async def test_an_unknown_tool_is_told_the_nearest_names_over_mcp(shop: World) -> None:
+    for era in ERAS:
+        async with in_process(shop, shop.keys["acme"]["viewer"], era) as client:
+            with pytest.raises(MCPError) as refused:
+                await client.call_tool("deplyo", {})
+        assert refused.value.error.message.startswith("Unknown tool: deplyo. Did you mean deploy")
 
 
 async def test_an_unknown_tool_lists_those_that_are_there(served: Served) -> None:
@@ -385,6 +395,31 @@ async def test_metrics_count_calls_and_show_slots(served: Served) -> None:
     ):
         assert line in text, line
     assert "op_" not in text
+
+
+async def test_metrics_want_a_key_of_the_platform_unless_this_machine_asks(shop: World) -> None:
+    server = shop.services.settings.server.model_copy(update={"allowed_hosts": ("api.example.com",)})
+    object.__setattr__(shop.services, "settings", shop.services.settings.model_copy(update={"server": server}))
+    public, keys = {"Host": "api.example.com"}, shop.keys
+    async with serving(shop) as made:
+        refused = await made.http.get("/metrics", headers=public)
+        assert refused.status_code == 401
+        assert "shop" not in refused.text
+        for team, role, status in (("acme", "owner", 403), ("default", "viewer", 200), ("default", "owner", 200)):
+            bearer = {**public, "Authorization": f"Bearer {keys[team][role]}"}
+            reply = await made.http.get("/metrics", headers=bearer)
+            assert reply.status_code == status, (team, role)
+            assert ("codeb_slot_state" in reply.text) is (status == 200)
+        for host in ("127.0.0.1", "localhost:9101", "[::1]"):
+            assert (await made.http.get("/metrics", headers={"Host": host})).status_code == 200
+
+
+async def test_metrics_want_a_key_from_another_machine_that_says_localhost(shop: World) -> None:
+    app = build_app(shop.services)
+    for peer, status in (("192.0.2.7", 401), ("127.0.0.1", 200), ("::1", 200)):
+        transport = httpx2.ASGITransport(app=app, client=(peer, 4711))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            assert (await http.get("/metrics")).status_code == status, peer
 
 
 # ── streams ─────────────────────────────────────────────────────────────────────────────────────────────────────
