@@ -87,12 +87,14 @@ async def fill(services: Services, sites: int) -> None:
     await services.drivers.proxy.apply(upsert=[await site_of(services.store, services.settings, one) for one in wanted])
 
 
-async def switch_times(services: Services, rounds: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of whole switches, and without the health probe of the target."""
+async def promote_times(services: Services, versions: list[str], rounds: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of whole promotes, and without the health probe of the target. The deploys between are not counted."""
     whole, without = [], []
     for _ in range(rounds):
+        versions.reverse()
+        await call(services, "deploy", **PRODUCTION, image=versions[0], force=True)
         started = time.perf_counter()
-        answer = await call(services, "rollback", **PRODUCTION)
+        answer = await call(services, "promote", **PRODUCTION)
         took = (time.perf_counter() - started) * 1000
         probe = next(step["duration"] for step in answer.body["steps"] if step["name"] == "check_target")
         whole.append(took)
@@ -155,15 +157,13 @@ async def measure(rounds: int, sites: int) -> dict[str, float]:
         with running_caddy("caddy-wheel", port) as caddy:
             async with installation(engine.host, port, caddy.admin) as services:
                 await call(services, "project_create", projectName=PROJECT, environments=["production"])
-                for version in ("v1", "v2"):
-                    image = await images.pushed(version)
-                    await call(services, "deploy", **PRODUCTION, image=image, autoPromote=True)
+                versions = [await images.pushed(version) for version in ("v1", "v2")]
                 await fill(services, 10)
-                await switch_times(services, 5)
-                few_whole, few = await switch_times(services, rounds)
+                await promote_times(services, versions, 5)
+                few_whole, few = await promote_times(services, versions, rounds)
                 await fill(services, sites)
-                await switch_times(services, 5)
-                many_whole, many = await switch_times(services, rounds)
+                await promote_times(services, versions, 5)
+                many_whole, many = await promote_times(services, versions, rounds)
                 await call(services, "slot_cleanup", **PRODUCTION, force=True)
                 ours, bare = await deploy_times(services, images, max(5, rounds // 4))
                 await call(services, "project_delete", projectName=PROJECT, confirm=PROJECT)
