@@ -25,7 +25,7 @@ class FakeEdge:
 
     `faults` maps a method name (`apply`, `has`, `sites`, `in_flight`, `switch`, `live`, `forget`, `keys`) to errors that
     its next calls raise, one each. `foreign` holds host names that another site of the proxy serves, `old` such sites
-    that lead to ports of this machine.
+    that lead to ports of this machine. `blind`: the proxy may not look into the folder of the flags.
     """
 
     configured: dict[str, Site] = field(default_factory=dict)
@@ -37,6 +37,7 @@ class FakeEdge:
     old: list[ForeignSite] = field(default_factory=list)
     faults: dict[str, list[CodebError]] = field(default_factory=dict)
     changes: int = 0
+    blind: bool = False
     proof: str = ""
 
     def fail(self, method: str, *errors: CodebError) -> None:
@@ -193,4 +194,5 @@ class FakeProber:
 
     def _slot(self, site: Site, host: str) -> Slot | None:
         previews = {site.blue_preview: Slot.BLUE, site.green_preview: Slot.GREEN}
-        return previews[host] if host in previews else self._edge.flags.get(site.key, Slot.BLUE)
+        flags = {} if self._edge.blind else self._edge.flags
+        return previews[host] if host in previews else flags.get(site.key, Slot.BLUE)

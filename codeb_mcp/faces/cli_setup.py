@@ -44,10 +44,16 @@ def init(around: Surroundings, *, keep: bool, as_json: bool) -> None:
     stored = save_key(done.owner_key, around.environ) if keep and done.owner_key else None
     if as_json:
         answer = {"root": str(root), "created": list(done.created), "ownerKey": done.owner_key}
-        print_answer({name: value for name, value in answer.items() if value is not None}, Manner(json=True))
+        more = {"repaired": list(done.repaired) or None, "warnings": list(done.warnings) or None}
+        print_answer({name: value for name, value in (answer | more).items() if value is not None}, Manner(json=True))
         return
     made = ", ".join(done.created)
-    click.echo(f"{root}: created {made}" if made else f"{root}: everything is there, nothing was changed")
+    for folder in done.repaired:
+        click.echo(f"{folder}: its permissions were too narrow for the proxy and have been widened")
+    if made or not done.repaired:
+        click.echo(f"{root}: created {made}" if made else f"{root}: everything is there, nothing was changed")
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
     if done.owner_key is None:
         return
     click.echo(f"\nFirst owner key, shown this once:\n\n  {done.owner_key}\n")

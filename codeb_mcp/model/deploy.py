@@ -140,8 +140,11 @@ class Deploy:
         return following
 
     def _is_called_off(self, outcome: Outcome) -> bool:
-        """A preview that does not answer is a warning; a cancel at that step still undoes the deploy."""
-        return self.phase is P.PUBLISHING and isinstance(outcome, Failed) and outcome.code == "cancelled"
+        """A preview that does not answer is a warning; a cancel at that step still undoes the deploy, and so does a proxy
+        that serves the release without having been told to."""
+        if self.phase is not P.PUBLISHING or not isinstance(outcome, Failed):
+            return False
+        return outcome.code == "cancelled" or outcome.detail.get("reason") == "flags_unseen"
 
     def _learnt(self, outcome: Outcome) -> dict[str, Any]:
         if isinstance(outcome, Failed):

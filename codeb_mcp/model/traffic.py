@@ -23,6 +23,7 @@ class Phase(StrEnum):
 
     CHECKING = "checking"
     ROUTING = "routing"
+    LOOKING = "looking"
     SWITCHING = "switching"
     VERIFYING = "verifying"
     RECORDING = "recording"
@@ -36,8 +37,10 @@ P = Phase
 NEXT: Mapping[tuple[Phase, bool], Phase] = {
     (P.CHECKING, True): P.ROUTING,
     (P.CHECKING, False): P.FAILED,
-    (P.ROUTING, True): P.SWITCHING,
+    (P.ROUTING, True): P.LOOKING,
     (P.ROUTING, False): P.FAILED,
+    (P.LOOKING, True): P.SWITCHING,
+    (P.LOOKING, False): P.FAILED,
     (P.SWITCHING, True): P.VERIFYING,
     (P.SWITCHING, False): P.REVERTING,
     (P.VERIFYING, True): P.RECORDING,
@@ -52,7 +55,8 @@ NEXT: Mapping[tuple[Phase, bool], Phase] = {
 
 class SwitchPlan(BaseModel):
     """Everything a switch decided before its first effect. `digest` and `image_id` None: filled in by the deploy before
-    it. `routed`: the proxy was seen to know both slots."""
+    it. `routed`: the proxy was seen to know both slots. `look_first`: a proxy that sees no flags would send to this slot anyway,
+    so that an answer of it proves something only when there was none before."""
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
@@ -76,6 +80,7 @@ class SwitchPlan(BaseModel):
     grace_hours: float
     drain_seconds: float = 0
     routed: bool = False
+    look_first: bool = False
     reason: str = ""
 
     @property
@@ -129,13 +134,15 @@ class Switch:
     def _skipped(self, phase: Phase) -> Phase:
         """Past the phases that this plan has no need of."""
         if phase is P.ROUTING and self.plan.routed:
+            phase = P.LOOKING
+        if phase is P.LOOKING and not self.plan.look_first:
             return P.SWITCHING
         return P.SWITCHED if phase is P.DRAINING and not self.plan.drain_seconds else phase
 
 
 def _explained(phase: Phase, failed: Failed) -> Failed:
     """A failure after the switch says that the switch was taken back."""
-    if phase in (P.CHECKING, P.ROUTING) or failed.code in ("cancelled", "lease_lost"):
+    if phase in (P.CHECKING, P.ROUTING, P.LOOKING) or failed.code in ("cancelled", "lease_lost"):
         return failed
     hint = f"Traffic was switched back. {failed.hint}".strip()
     return Failed("switch_reverted", failed.message, hint, {**failed.detail, "cause": failed.code})
@@ -155,6 +162,12 @@ def _check(plan: SwitchPlan) -> Action:
 def _route(plan: SwitchPlan) -> Action:
     detail = {"key": plan.key}
     return Action("ensure_route", "ensure_route", detail, says="see that the proxy knows both slots")
+
+
+def _look(plan: SwitchPlan) -> Action:
+    path = plan.health_path or plan.health_check.paths[0]
+    detail = {"key": plan.key, "host": plan.hosts[0], "path": path}
+    return Action("check_flags", "check_flags", detail, says="see that the proxy sees the traffic flags")
 
 
 def _switch(plan: SwitchPlan) -> Action:
@@ -197,6 +210,6 @@ def _revert(plan: SwitchPlan) -> Action:
 
 
 _ACTIONS = {
-    P.CHECKING: _check, P.ROUTING: _route, P.SWITCHING: _switch, P.VERIFYING: _verify, P.RECORDING: _record,
+    P.CHECKING: _check, P.ROUTING: _route, P.LOOKING: _look, P.SWITCHING: _switch, P.VERIFYING: _verify, P.RECORDING: _record,
     P.DRAINING: _drain, P.REVERTING: _revert,
 }  # fmt: skip

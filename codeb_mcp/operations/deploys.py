@@ -12,7 +12,7 @@ from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.deploy import Deploy, DeployPlan
 from codeb_mcp.model.errors import Conflict, Forbidden, InvalidRequest
 from codeb_mcp.model.names import Environment, ImageRef, Slot, Version, container_name, image_parts, image_registry
-from codeb_mcp.model.project import Project
+from codeb_mcp.model.project import Limits, Project, mountable
 from codeb_mcp.model.redaction import clean_text
 from codeb_mcp.model.slot import Refusal, SlotRecord, Slots, SlotState, choose_slot, rollback_target
 from codeb_mcp.model.traffic import Switch, SwitchPlan
@@ -108,6 +108,15 @@ def require_registry(services: Services, image: str) -> None:
         )
 
 
+def require_mountable(limits: Limits) -> None:
+    """Raise Conflict when an older setting wants a folder in memory where none may be."""
+    try:
+        mountable(limits)
+    except ValueError as error:
+        hint = "Set limits.tmpfs with project_update to folders of the app's own, like /tmp."
+        raise Conflict(f"limits.{error}", hint=hint) from None
+
+
 @planner("deploy")
 async def plan_deploy(services: Services, header: RunHeader) -> Planned:
     """Facts first, then the decision; raises Conflict when there is no slot to take."""
@@ -116,6 +125,7 @@ async def plan_deploy(services: Services, header: RunHeader) -> Planned:
     project = await load_project(services.store, request.project_name)
     slots = await load_slots(services.store, request.project_name, request.environment)
     require_contract(services, project, request.project_name, request.environment)
+    require_mountable(project.settings.limits)
     looked = _since(started)
     started = time.perf_counter()
     slot = accepted(choose_slot(slots, services.drivers.clock.now(), force=request.force))
@@ -353,6 +363,7 @@ async def switch_plan(
         by=header.caller["keyId"],
         grace_hours=project.settings.of(slots.environment).grace_hours,
         routed=routed,
+        look_first=target.name is Slot.BLUE,
     )
 
 

@@ -10,12 +10,16 @@ from pydantic import Field
 from codeb_mcp.drivers.protocols import Answer
 from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.errors import CodebError, ReleaseUnhealthy
-from codeb_mcp.model.names import Environment, ProjectName
+from codeb_mcp.model.names import Environment, ProjectName, Slot
 from codeb_mcp.model.project import HealthCheck
 from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 from codeb_mcp.operations.catalog import Effect, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
-from codeb_mcp.operations.state import load_project, load_slots, site_of
+from codeb_mcp.operations.flags_seen import UNSEEN, advice, hidden_flags, require_flags_seen
+from codeb_mcp.operations.state import environments, load_project, load_slots, site_of
+
+FLAGS = "traffic flags"
+FLAGS_ASKED = 5
 
 
 class HealthRequest(Request):
@@ -72,7 +76,24 @@ async def _installation(services: Services) -> list[HealthPart]:
         return f"{len(stored.doc.get('projects', {}))} projects" if stored else "not initialised"
 
     checks: tuple[tuple[str, Any], ...] = (("engine", engine), ("proxy", proxy), ("registry", registry))
-    return list(await asyncio.gather(*(_part(name, check) for name, check in checks)))
+    parts = [_part(name, check) for name, check in checks]
+    return list(await asyncio.gather(*parts, _flags(services)))
+
+
+async def _flags(services: Services) -> HealthPart:
+    """Whether the proxy sees the traffic flags: a few environments that it would answer wrongly if it did not are asked."""
+    warning = next(hidden_flags(services.settings), "")
+    try:
+        every = await environments(services.store)
+        telling = [one for one in every if one.active_slot is not Slot.BLUE and not one.adopted_route]
+        for slots in telling[:FLAGS_ASKED]:
+            site = await site_of(services.store, services.settings, slots)
+            await require_flags_seen(services, slots.key, site.hosts[0], "/")
+    except CodebError as error:
+        if error.detail.get("reason") == UNSEEN:
+            return HealthPart(name=FLAGS, status="unhealthy", message=error.message, hint=error.hint)
+        return HealthPart(name=FLAGS, status="unknown", message=error.message, hint=error.hint)
+    return HealthPart(name=FLAGS, status="healthy", message=warning)
 
 
 async def _part(name: str, check: Any) -> HealthPart:
@@ -94,9 +115,24 @@ async def _environment(services: Services, slots: Slots) -> list[HealthPart]:
         known = answer.slot == slots.active_slot or slots.adopted_route  # a former route does not tell its slot
         right = known and answer.status in health.expected_statuses
         hint = None if right else "Run registry_check to see what differs."
+        if not right and answer.slot and not known:
+            hint = advice(services.settings)
         status = "healthy" if right else "unhealthy"
         parts.append(HealthPart(name=site.hosts[0], status=status, message=_said(answer), hint=hint))
+    elif not slots.adopted_route:
+        parts += await _off(services, slots)
     return parts
+
+
+async def _off(services: Services, slots: Slots) -> list[HealthPart]:
+    """An environment without traffic is worth a word only when a slot of it answers all the same."""
+    site = await site_of(services.store, services.settings, slots)
+    try:
+        await require_flags_seen(services, slots.key, site.hosts[0], "/")
+    except CodebError as error:
+        if error.detail.get("reason") == UNSEEN:
+            return [HealthPart(name=site.hosts[0], status="unhealthy", message=error.message, hint=error.hint)]
+    return []
 
 
 async def _slot(services: Services, record: SlotRecord, health: HealthCheck) -> HealthPart:

@@ -16,6 +16,7 @@ from codeb_mcp.operations.answers import new_run_id
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.domain_work import look_after_domains
 from codeb_mcp.operations.env_copies import catch_up
+from codeb_mcp.operations.flags_seen import hidden_flags
 from codeb_mcp.operations.garbage import collect_images
 from codeb_mcp.operations.health import probe_slot
 from codeb_mcp.operations.keys import KEY_USE, KeyRing
@@ -63,6 +64,8 @@ class Housekeeper:
 
     async def run(self) -> None:
         """A round now and then every `housekeeping_seconds`, until cancelled."""
+        for problem in hidden_flags(self.services.settings):
+            self.services.log.warning("traffic flags", problem=problem)
         while True:
             report = await self.once()
             for problem in report.problems:

@@ -17,6 +17,7 @@ from codeb_mcp.model.slot import Slots, SlotState
 from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.envfile import read_env
+from codeb_mcp.operations.flags_seen import advice, require_flags_seen
 from codeb_mcp.operations.garbage import remember_image
 from codeb_mcp.operations.health_gate import require_image, wait_healthy
 from codeb_mcp.operations.state import change_slots, find_slots, load_slots, site_of, url_of
@@ -234,6 +235,7 @@ async def publish_preview(run: Performer, action: Action) -> Mapping[str, Any]:
     answer = await run.drivers.prober.public(host or "", path, timeout_seconds=5)
     if answer.status is None or answer.slot != slot.value:
         raise DriverRefused(f"{host} does not reach slot {slot}: {_words(answer)}", hint="Run registry_check.")
+    await require_flags_seen(run.services, slots.key, site.hosts[0], path)
     return {"previewUrl": url_of(run.services.settings, host or "")}
 
 
@@ -268,6 +270,13 @@ async def ensure_site(run: Performer, site: Site, *, take_over: bool = False) ->
     if await run.drivers.proxy.has(site):
         return False
     return await run.drivers.proxy.apply(upsert=[site], take_over=take_over)
+
+
+@step("check_flags")
+async def check_flags(run: Performer, action: Action) -> Mapping[str, Any]:
+    """The slot that is to get the traffic has none yet, so that its answer will prove the switch."""
+    await require_flags_seen(run.services, action.detail["key"], action.detail["host"], action.detail["path"])
+    return {}
 
 
 @step("switch_traffic")
@@ -310,7 +319,9 @@ async def _verify_host(run: Performer, host: str, detail: Mapping[str, Any]) -> 
             await asyncio.sleep(VERIFY_PAUSE_SECONDS)
     return DriverRefused(
         f"{host} did not reach slot {detail['slot']}: {_words(answer)}",
-        hint="See that the proxy is up and that no other site claims this host (registry_check).",
+        hint=advice(run.services.settings)
+        if answer.slot
+        else "See that the proxy is up and that no other site claims this host (registry_check).",
         host=host,
     )
 

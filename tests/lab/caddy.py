@@ -38,15 +38,27 @@ def left_out(which: str) -> bool:
 
 
 class CaddyServer:
-    """One Caddy process and its folder. `config` is what it starts with; the admin endpoint is added to it."""
+    """One Caddy process and its folder. `config` is what it starts with; the admin endpoint is added to it. `user_id`: whom
+    it runs as, as a service of its own user would; without it, as the tests do."""
 
-    def __init__(self, binary: str, folder: Path, port: int, *, config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        binary: str,
+        folder: Path,
+        port: int,
+        *,
+        config: dict[str, Any] | None = None,
+        user_id: int | None = None,
+    ) -> None:
         self.binary = binary
         self.folder = folder
         self.port = port
         self.flags = folder / "flags"
         self.flags.mkdir(mode=0o755, exist_ok=True)
         self.config = config or {}
+        self.user_id = user_id
+        if user_id is not None:
+            os.chown(folder, user_id, user_id)
         self._process: subprocess.Popen[bytes] | None = None
         self._tcp_admin: int | None = None
 
@@ -76,6 +88,8 @@ class CaddyServer:
         file = self.folder / "caddy.json"
         file.write_text(json.dumps({**base, **self.config}), encoding="utf-8")
         argv = [self.binary, "run", "--config", str(file), *(["--resume"] if resume else [])]
+        if self.user_id is not None:
+            argv = ["setpriv", f"--reuid={self.user_id}", f"--regid={self.user_id}", "--clear-groups", *argv]
         environment = {"HOME": str(self.folder), "PATH": os.environ["PATH"]}
         with (self.folder / "caddy.log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
@@ -165,12 +179,14 @@ class CaddyServer:
 
 
 @contextlib.contextmanager
-def running_caddy(which: str, port: int, *, config: dict[str, Any] | None = None) -> Iterator[CaddyServer]:
+def running_caddy(
+    which: str, port: int, *, config: dict[str, Any] | None = None, user_id: int | None = None
+) -> Iterator[CaddyServer]:
     """A started Caddy; ended, and its folder removed, afterwards. The end of its log goes to stderr."""
     # Not below pytest's folder: the path of a unix socket may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="codeb-caddy-"))
     folder.chmod(0o755)
-    server = CaddyServer(caddy_binary(which), folder, port, config=config)
+    server = CaddyServer(caddy_binary(which), folder, port, config=config, user_id=user_id)
     try:
         server.start()
         yield server

@@ -204,12 +204,18 @@ class Installation:
 
 @contextmanager
 def installed(
-    engine: Engine, caddy_port: int, port: int, *, which: str = "caddy-wheel", extra: str = ""
+    engine: Engine,
+    caddy_port: int,
+    port: int,
+    *,
+    which: str = "caddy-wheel",
+    extra: str = "",
+    proxy_user: int | None = None,
 ) -> Iterator[Installation]:
     """An initialised installation with a running Caddy; everything of it is gone afterwards."""
     root = Path(tempfile.mkdtemp(prefix="codeb-root-"))
     root.chmod(0o755)
-    with running_caddy(which, caddy_port) as caddy:
+    with running_caddy(which, caddy_port, user_id=proxy_user) as caddy:
         installation = Installation(root, engine, caddy, port, extra)
         try:
             installation.init()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,50 @@ async def test_too_many_calls_of_a_key_or_a_team_are_slowed_down(world: World) -
         await world.call("project_list", second)
     await world.refused("rate_limited", "project_list", second)
     await world.call("project_list", principal(Role.VIEWER, "acme"))
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def narrow_umask() -> Iterator[None]:
+    """As a careful administrator has it."""
+    former = os.umask(0o077)
+    yield
+    os.umask(former)
+
+
+@pytest.mark.usefixtures("narrow_umask")
+async def test_a_narrow_umask_cuts_nothing_from_the_folders_that_the_proxy_passes(tmp_path: Path) -> None:
+    world = World(tmp_path / "deep" / "root")
+    await initialise(world.services)
+    assert [_mode(tmp_path / name) for name in ("deep", "deep/root", "deep/root/traffic")] == [0o755] * 3
+    assert {_mode(tmp_path / "deep/root" / name) for name in FOLDERS if name != "traffic"} == {0o700}
+    await world.close()
+
+
+async def test_a_repeated_init_widens_what_init_made_and_says_so(tmp_path: Path) -> None:
+    world = World(tmp_path / "root")
+    assert (await initialise(world.services)).repaired == ()
+    root = world.settings.root
+    root.chmod(0o750)
+    (root / "traffic").chmod(0o700)
+    (root / "registry").chmod(0o700)
+    again = await initialise(world.services)
+    assert again.repaired == (str(root), str(root / "traffic"))
+    assert (_mode(root), _mode(root / "traffic"), _mode(root / "registry")) == (0o755, 0o755, 0o700)
+    assert (await initialise(world.services)).repaired == ()
+    await world.close()
+
+
+async def test_a_folder_that_init_did_not_make_is_left_alone_and_warned_of(tmp_path: Path) -> None:
+    root = tmp_path / "theirs"
+    root.mkdir(mode=0o700)
+    world = World(root)
+    for _ in range(2):
+        made = await initialise(world.services)
+        assert made.repaired == ()
+        assert any(f"chmod o+x {root}" in warning for warning in made.warnings)
+    assert _mode(root) == 0o700
+    await world.close()
