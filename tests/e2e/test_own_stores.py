@@ -14,11 +14,14 @@ import asyncpg
 import pytest
 import redis
 
+from codeb_mcp.drivers.own_stores import OwnStores
+from codeb_mcp.model.errors import CodebError
 from codeb_mcp.operations import databases
 from tests.e2e.store_world import HOST, StoreWorld, installation
 from tests.lab.hosts import LabHosts
 from tests.lab.store_images import HostRegistry, _docker
 from tests.lab.stores import require
+from tests.unit.operations.mortality import run_until, take_up
 
 pytestmark = pytest.mark.real("hosts", "docker", "registry", "postgres", "redis")
 
@@ -64,6 +67,8 @@ def engine(hosts: LabHosts) -> Iterator[Engine]:
         made.tidy()
         yield made
         made.tidy()
+        tags = [f"{name.partition('@')[0]}:1" for name in images.values()]
+        made.ask("rmi", "-f", *images.values(), *tags)
 
 
 @pytest.fixture
@@ -192,3 +197,65 @@ async def test_a_container_of_that_name_that_is_not_ours_is_left_alone(
     assert [row["state"] for row in await far.rows()] == ["reserved"]
     engine.ask("rm", name)
     assert (await far.create(unique, "redis", placement="own"))["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("tool", ["database_create", "database_delete"])
+async def test_a_run_that_lost_its_process_at_any_moment_ends_with_all_or_nothing(
+    far: StoreWorld, engine: Engine, unique: str, tool: str
+) -> None:
+    live = {"environment": "production", "kind": "redis"}
+    more: dict[str, Any] = {"placement": "own"} if tool == "database_create" else {}
+    moments = 0
+    for at in range(40):
+        name = f"{unique}-{at}"
+        await far.world.project(name)
+        if tool == "database_delete":
+            await far.create(name, "redis", placement="own")
+            more = {"confirm": name}
+        stopped = await run_until(far.world, at, tool, projectName=name, **live, **more)
+        await take_up(far.world)
+        if stopped is None:
+            break
+        moments += 1
+        rows = {row["projectName"]: row for row in await far.rows()}
+        there = engine.ask("ps", "-q", "--filter", f"name=codeb-store-{name}-production-redis")
+        if name in rows:
+            assert rows[name]["state"] == "ready", stopped.where
+            with redis.Redis.from_url(far.variables(name)["REDIS_URL"], socket_timeout=10) as client:
+                assert client.ping(), stopped.where
+            await far.delete(name, "redis")
+        else:
+            assert there == "", stopped.where
+            assert far.variables(name) == {}, stopped.where
+        assert await far.world.services.registry.journals.open_runs() == []
+    assert moments >= 10
+    print(f"{tool} of own instances: stopped at {moments} moments, lost 0")
+
+
+async def test_a_link_that_is_cut_is_named_and_what_was_begun_goes_on_when_it_is_back(
+    far: StoreWorld, engine: Engine, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await far.world.project(unique)
+    live = {"projectName": unique, "environment": "production", "kind": "redis", "placement": "own"}
+    ensure = OwnStores.ensure
+
+    async def cut_off(self: OwnStores, *words: Any, **more: Any) -> bool:
+        made = await ensure(self, *words, **more)
+        engine.lab.cut(HOST)
+        return made
+
+    monkeypatch.setattr(OwnStores, "ensure", cut_off)
+    monkeypatch.setattr("codeb_mcp.operations.database_work.HEALTHY_SECONDS", 1.0)
+    try:
+        with pytest.raises(CodebError) as caught:
+            await far.world.call("database_create", **live)
+    finally:
+        engine.lab.heal(HOST)
+    assert caught.value.code in ("driver_unavailable", "timeout"), caught.value.as_dict()
+    assert HOST in caught.value.message
+    assert [row["state"] for row in await far.rows()] == ["reserved"]
+    assert far.variables(unique) == {}
+    monkeypatch.setattr(OwnStores, "ensure", ensure)
+    assert (await far.world.call("database_create", **live))["status"] == "succeeded"
+    with redis.Redis.from_url(far.variables(unique)["REDIS_URL"], socket_timeout=10) as client:
+        assert client.ping()
