@@ -157,7 +157,7 @@ async def test_calls_that_wait_for_a_run_are_answered_when_the_server_ends_and_t
             assert await process.wait() == 0
     body = reply.json()
     assert (reply.status_code, body["code"], body["retryable"]) == (503, "driver_unavailable", True)
-    assert "Repeat the call, it joins the run" in body["hint"]
+    assert "the same call again joins it" in body["hint"]
     assert {body["operationId"], said.detail["operationId"]} == set(runs)
     assert (said.code, said.detail["retryable"]) == ("driver_unavailable", True)
     async with _serving(shop, port, program) as (_, http):
