@@ -23,6 +23,7 @@ from codeb_mcp.operations.env_gate import require_contract
 from codeb_mcp.operations.environments import ensure_environment
 from codeb_mcp.operations.routing import require_without_traffic
 from codeb_mcp.operations.runs import STILL_STANDS, Planned, RunView, planner
+from codeb_mcp.operations.starting import would_start
 from codeb_mcp.operations.state import load_project, load_slots, proven_hosts, site_of, url_of
 from codeb_mcp.registry.entries import RunHeader
 
@@ -69,8 +70,8 @@ async def deploy(ctx: Context, request: DeployRequest) -> DeployResult:
 
     Live traffic is not touched: promote does that. A failed deploy leaves the old version serving and the idle slot empty.
     Repeating the same project, environment, version and image within an hour joins the earlier run, also when the tag
-    was pushed anew: give another version to deploy it again. With autoPromote a release that cannot be promoted stays in
-    its slot.
+    was pushed anew: give another version to deploy it again. After a change of settings or variables it is a new deploy.
+    With autoPromote a release that cannot be promoted stays in its slot.
     """
     project = await load_project(ctx.store, request.project_name)
     image, version = what_to_run(request, project)
@@ -78,6 +79,8 @@ async def deploy(ctx: Context, request: DeployRequest) -> DeployResult:
     await ensure_environment(ctx.services, request.project_name, request.environment)
     request = request.model_copy(update={"image": image, "version": version})
     same = f"deploy:{request.project_name}:{request.environment}:{version}:{image}:{request.auto_promote}"
+    where = (request.project_name, request.environment)
+    same += ":" + would_start(ctx.services, project, *where, skipped=request.skip_healthcheck)
     header = header_of(ctx, "deploy", request, team=project.team_id, seconds=DEPLOY_SECONDS, same=same)
     view = await run_to_answer(ctx, header, wait=request.wait)
     return deploy_result(ctx.services, view)

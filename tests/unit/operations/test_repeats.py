@@ -279,3 +279,54 @@ async def test_a_request_with_a_key_joins_the_same_one_without_and_the_other_way
     again = await world.call("deploy", projectName="worb", image=image, idempotencyKey="two")
     assert again["operationId"] == first["operationId"]
     assert _starts(world) == 1
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"limits": {"memoryMb": 256}},
+    {"limits": {"cpus": 0.5}},
+    {"limits": {"capabilities": ["CHOWN"]}},
+    {"limits": {"readOnlyRoot": False}},
+    {"healthCheck": {"path": "/health"}},
+    {"healthCheck": {"deadlineSeconds": 3}},
+    {"containerPort": 9090},
+    {"pullPolicy": "missing"},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+async def test_a_changed_setting_makes_the_same_deploy_a_new_one(world: World, change: dict[str, Any]) -> None:
+    await world.project()
+    image = world.image("v1")
+    first = await world.call("deploy", **HERE, image=image)
+    await world.call("project_update", projectName="shop", **change)
+    again = await world.call("deploy", **HERE, image=image, force=True)
+    assert "joined" not in again
+    assert again["operationId"] != first["operationId"]
+    third = await world.call("deploy", **HERE, image=image)
+    assert (third["operationId"], third["joined"]) == (again["operationId"], True)
+
+
+@pytest.mark.parametrize("values", [{"A": "2"}, {"A": "1", "B": "x"}], ids=str)
+async def test_changed_variables_make_the_same_deploy_a_new_one(world: World, values: dict[str, str]) -> None:
+    await world.project()
+    image = world.image("v1")
+    await world.call("env_set", **HERE, values={"A": "1"})
+    await world.call("deploy", **HERE, image=image)
+    await world.call("env_set", **HERE, values=values)
+    again = await world.call("deploy", **HERE, image=image, force=True)
+    assert "joined" not in again
+    containers = [
+        one for one in world.engine.containers.values() if one.seen.labels["codeb.run"] == again["operationId"]
+    ]
+    assert [{name: one.environment.get(name) for name in values} for one in containers] == [values]
+
+
+async def test_settings_that_start_nothing_differently_still_join(world: World) -> None:
+    await world.project()
+    image = world.image("v1")
+    first = await world.call("deploy", **HERE, image=image)
+    await world.call("project_update", projectName="shop", keep=7)
+    await world.call("project_update", projectName="shop", limits={"memoryMb": 512})
+    again = await world.call("deploy", **HERE, image=image)
+    assert (again["operationId"], again["joined"]) == (first["operationId"], True)
+    assert _starts(world) == 1
