@@ -24,6 +24,7 @@ MODULES = (
     "repair",
     "runs_api",
     "server_checks",
+    "server_setup",
     "servers",
     "slots",
     "workflow",

@@ -105,6 +105,7 @@ STORY: tuple[tuple[str, Params], ...] = (
     ("server_list", {}),
     ("adopt", {}),
     ("server_check", {"serverKey": "nowhere"}),
+    ("server_setup", {"serverKey": "nowhere"}),
     ("server_remove", {"serverKey": "here", "confirm": "here"}),
     ("env_set", {**LIVE, "values": {"LOG_LEVEL": "debug", "DATABASE_URL": "postgres://shop@db/shop"}}),
     ("env_set", {**LIVE, "values": {"LOG_LEVEL": "info", "DATABASE_URL": "postgres://other@db/shop"}}),

@@ -19,7 +19,7 @@ ROLES = {
                "database_list", "env_get", "env_diff", "env_scan", "env_backup_list", "env_verify"},
     "member": {"database_create", "domain_setup", "domain_delete", "deploy", "promote", "rollback", "project_create", "project_update", "operation_resume", "operation_cancel",
                "preview_create", "preview_delete", "workflow_init", "env_set", "env_unset", "env_sync"},
-    "admin": {"adopt", "database_delete", "database_rotate", "env_restore", "server_add", "server_remove", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
+    "admin": {"adopt", "database_delete", "database_rotate", "env_restore", "server_add", "server_remove", "server_setup", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
               "token_rotate", "project_delete", "audit_verify", "registry_repair"},
     "owner": {"team_create", "team_delete"},
 }  # fmt: skip
@@ -35,7 +35,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "server_add": {"serverKey": "here", "host": "127.0.0.1", "role": "backup", "connection": "local"},
     **{name: {"environment": "production", "kind": "postgres"} for name in ("database_create", "database_rotate")},
     "database_delete": {"environment": "production", "kind": "postgres", "confirm": "shop"},
-    "server_remove": {"serverKey": "nowhere", "confirm": "nowhere"}, "server_check": {"serverKey": "nowhere"},
+    "server_remove": {"serverKey": "nowhere", "confirm": "nowhere"}, "server_check": {"serverKey": "nowhere"}, "server_setup": {"serverKey": "nowhere"},
     "preview_create": {"pullRequest": 12}, "preview_delete": {"pullRequest": 12}, "operation_cancel": {"operationId": "op_x"}, "registry_repair": {"driftIds": ["drift_x"]},
 }  # fmt: skip
 

@@ -1,0 +1,185 @@
+"""Set-up of a real host over SSH: a dry run changes nothing, a second time changes nothing, a cut line leaves whole steps."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codeb_mcp.drivers.hosts import Host
+from codeb_mcp.drivers.ssh import SshHosts, SshSettings
+from codeb_mcp.model.server import Server
+from tests.lab.hosts import LabHosts
+from tests.unit.operations.world import OWNER, World, initialised
+
+MADE = ("/opt/codeb", "/etc/centrifugo", "/etc/caddy/codeb.json", "/etc/docker/daemon.json", "/etc/logrotate.d/codeb")
+UNITS = ("codeb.service", "codeb-housekeeping.service", "codeb-housekeeping.timer")
+
+
+class Cutting:
+    """Implements `Hosts`; the cable of one host is pulled when the call of this number begins."""
+
+    def __init__(self, lab: LabHosts, name: str, real: SshHosts) -> None:
+        self.lab, self.name, self.real = lab, name, real
+        self.at_call: int | None = None
+        self.after = False
+        self.calls = 0
+
+    def at(self, key: str, server: Server) -> Host:
+        return _Cut(self, self.real.at(key, server))  # type: ignore[return-value]
+
+    async def host_keys(self, address: str, port: int) -> list[str]:
+        return await self.real.host_keys(address, port)
+
+    async def close(self) -> None:
+        await self.real.close()
+
+
+class _Cut:
+    """A host whose applying calls are counted."""
+
+    def __init__(self, owner: Cutting, host: Host) -> None:
+        self.owner, self.host = owner, host
+
+    @property
+    def key(self) -> str:
+        return self.host.key
+
+    async def run(self, argv: list[str], **more: Any) -> Any:
+        if "apply" in argv[:6]:
+            self.owner.calls += 1
+            if self.owner.calls == self.owner.at_call:
+                if self.owner.after:  # the work is done, the answer is lost
+                    await self.host.run(argv, **more)
+                self.owner.lab.cut(self.owner.name)
+                return await self.host.run(["true"] if self.owner.after else argv, **more)
+        return await self.host.run(argv, **more)
+
+
+@pytest.fixture
+def host(hosts: LabHosts) -> Iterator[str]:
+    """A host of its own, without what set-up makes."""
+    with hosts.alone("spare"):
+        _empty(hosts)
+        yield "spare"
+        hosts.heal("spare")
+        _empty(hosts)
+
+
+def _empty(lab: LabHosts) -> None:
+    units = [f"/etc/systemd/system/{name}" for name in UNITS]
+    paths = [*MADE, *units, "/home/codeb/.ssh/setup-test"]
+    lab.exec("spare", "sh", "-c", 'rm -rf "$@" /etc/docker/*.before-codeb /etc/docker/*.codeb-new', "x", *paths)
+    lab.exec("spare", "sh", "-c", "mkdir -p /etc/docker /etc/caddy /etc/logrotate.d /etc/systemd/system")
+
+
+@pytest.fixture
+async def world(hosts: LabHosts, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """An installation that knows the host, with what the lab's machine has for packages."""
+    from codeb_mcp.model import server_setup
+
+    monkeypatch.setattr(server_setup, "PACKAGES", dict.fromkeys(server_setup.PACKAGES, ("openssh-server", "rsync")))
+    made = await initialised(tmp_path / "codeb")
+    settings = made.settings.model_copy(
+        update={"ssh": made.settings.ssh.model_copy(update={"key_file": Path(hosts.key_file)})}
+    )
+    way = SshSettings(key_file=hosts.key_file, connect_seconds=3.0, keepalive_seconds=0.5)
+    cutting = Cutting(hosts, host, SshHosts(way))
+    drivers = replace(made.services.drivers, hosts=cutting)
+    made.services = replace(made.services, settings=settings, drivers=drivers)
+    made.services.runs.bind(made.services)
+    yield made
+    await cutting.close()
+    await made.close()
+
+
+async def known(world: World, hosts: LabHosts, role: str) -> dict[str, Any]:
+    """The arguments of a set-up of the host in this role."""
+    entry = {"host": hosts.address("spare"), "role": role, "hostKey": hosts.host_key("spare"), "user": "codeb"}
+    stored = await world.services.store.get("ssot")
+    assert stored is not None
+    from codeb_mcp.registry.store import Change
+
+    doc = {**stored.doc, "servers": {"spare": entry}}
+    await world.services.store.commit([Change("ssot", doc, stored.version)])
+    return {"serverKey": "spare", "loginUser": "root"}
+
+
+@pytest.mark.parametrize("role", ["application", "streaming", "database", "backup"])
+async def test_a_dry_run_changes_nothing_and_a_second_set_up_neither(world: World, hosts: LabHosts, role: str) -> None:
+    setup = await known(world, hosts, role)
+    if role == "application":
+        hosts.exec(
+            "spare", "sh", "-c", 'printf \'{"bip": "10.9.0.1/24", "live-restore": true}\' > /etc/docker/daemon.json'
+        )
+    empty = hosts.tree_hash("spare")
+    plan = await world.call("server_setup", **setup)
+    assert hosts.tree_hash("spare") == empty
+    assert plan["changed"] is False
+    first = await world.call("server_setup", dryRun=False, **setup)
+    assert first["changed"] is True, first
+    assert [row["name"] for row in plan["data"] if row["status"] == "change"] == [
+        row["name"] for row in first["data"] if row["status"] == "changed"
+    ]
+    whole = hosts.tree_hash("spare")
+    assert whole != empty
+    again = await world.call("server_setup", dryRun=False, **setup)
+    assert (again["changed"], {row["status"] for row in again["data"]}) == (False, {"right"})
+    assert hosts.tree_hash("spare") == whole
+    if role == "application":
+        kept = hosts.exec("spare", "cat", "/etc/docker/daemon.json.before-codeb").stdout
+        assert kept == b'{"bip": "10.9.0.1/24", "live-restore": true}'
+        merged = hosts.exec("spare", "cat", "/etc/docker/daemon.json").stdout
+        assert b'"bip": "10.9.0.1/24"' in merged
+        assert b'"live-restore": false' in merged
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the effect", "after the effect"])
+async def test_a_line_cut_at_each_step_leaves_whole_steps_and_the_same_call_goes_on(
+    world: World, hosts: LabHosts, *, after: bool
+) -> None:
+    setup = await known(world, hosts, "application")
+    cutting = world.services.drivers.hosts
+    assert isinstance(cutting, Cutting)
+    await world.call("server_setup", dryRun=False, **setup)
+    _empty(hosts)
+    first = await world.call("server_setup", dryRun=False, **setup)
+    steps = [row["name"] for row in first["data"] if row["status"] == "changed"]
+    whole, cutting.after = hosts.tree_hash("spare"), after
+    for number, name in enumerate(steps, start=1):
+        _empty(hosts)
+        cutting.calls, cutting.at_call = 0, number
+        refused = await world.refused("driver_unavailable", "server_setup", OWNER, dryRun=False, **setup)
+        assert "spare" in refused.message
+        assert [one["name"] for one in refused.detail["steps"] if one["status"] == "failed"] == [name]
+        hosts.heal("spare")
+        cutting.at_call = None
+        plan = await world.call("server_setup", **setup)
+        left = [row["name"] for row in plan["data"] if row["status"] == "change"]
+        assert left == steps[number if after else number - 1 :], name
+        assert (await world.call("server_setup", dryRun=False, **setup))["changed"] is bool(left)
+        assert hosts.tree_hash("spare") == whole, name
+    print(f"{len(steps)} steps cut {'after' if after else 'before'} their effect, 0 torn")
+
+
+async def test_damaged_settings_of_the_engine_and_links_are_refused_and_left_alone(
+    world: World, hosts: LabHosts
+) -> None:
+    setup = await known(world, hosts, "application")
+    hosts.exec("spare", "sh", "-c", "printf '{' > /etc/docker/daemon.json")
+    error = await world.refused("driver_refused", "server_setup", OWNER, dryRun=False, **setup)
+    assert "/etc/docker/daemon.json" in error.message
+    hosts.exec("spare", "sh", "-c", "rm /etc/docker/daemon.json; ln -s /etc/shadow /etc/logrotate.d/codeb")
+    before = hosts.exec("spare", "sha256sum", "/etc/shadow").stdout
+    error = await world.refused("driver_refused", "server_setup", OWNER, dryRun=False, **setup)
+    assert "is a link" in error.message
+    assert hosts.exec("spare", "sha256sum", "/etc/shadow").stdout == before
+
+
+async def test_a_user_without_rights_is_told_what_is_missing(world: World, hosts: LabHosts) -> None:
+    setup = await known(world, hosts, "backup")
+    error = await world.refused("driver_refused", "server_setup", OWNER, serverKey=setup["serverKey"])
+    assert "sudo" in error.message
