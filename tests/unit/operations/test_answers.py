@@ -154,6 +154,7 @@ async def test_health_of_an_environment_and_of_the_installation(world: World) ->
         "engine": "unhealthy",
         "proxy": "healthy",
         "registry": "healthy",
+        "traffic flags": "healthy",
     }
 
 
