@@ -14,11 +14,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codeb_mcp.drivers.caddy_admin import CaddyAdmin, Dropped
-from codeb_mcp.drivers.caddy_config import Acme, Edge, Json, Tls, change, others_in, site_keys, sites_in, with_proof
+from codeb_mcp.drivers.caddy_config import (
+    Acme,
+    Edge,
+    Json,
+    Tls,
+    change,
+    others_in,
+    rivals_in,
+    site_keys,
+    sites_in,
+    with_proof,
+)
 from codeb_mcp.model.domains import PROOF_PATH
 from codeb_mcp.model.errors import CodebError, DriverRefused, DriverUnavailable, InvalidRequest
 from codeb_mcp.model.foreign import ForeignSite
-from codeb_mcp.model.routes import PROOF_ID, Site, nobody_route, proof_route, site_id, site_problems, site_route
+from codeb_mcp.model.routes import (
+    PROOF_ID,
+    RivalRoute,
+    Site,
+    nobody_route,
+    proof_route,
+    site_id,
+    site_problems,
+    site_route,
+)
 
 ATTEMPTS = 30
 GATHER_SECONDS = 0.02
@@ -98,6 +118,10 @@ class CaddyProxy:
     async def others(self) -> list[ForeignSite]:
         """See `Proxy.others`."""
         return others_in((await self._read())[0], self._edge)
+
+    async def rivals(self) -> list[RivalRoute]:
+        """See `Proxy.rivals`."""
+        return rivals_in((await self._read())[0])
 
     async def routes(self) -> list[Site]:
         """All sites of ours as the running configuration tells them, by key; one that cannot be told is left out."""

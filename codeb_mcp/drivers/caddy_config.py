@@ -14,10 +14,12 @@ from codeb_mcp.model.errors import Conflict, DriverRefused
 from codeb_mcp.model.foreign import ForeignSite, foreign_site, yields
 from codeb_mcp.model.routes import (
     NOBODY_ID,
+    RivalRoute,
     Route,
     Site,
     merge_routes,
     rival,
+    rivals_before,
     route_hosts,
     site_from_route,
     site_key,
@@ -121,6 +123,15 @@ def others_in(config: Json | None, edge: Edge) -> list[ForeignSite]:
     present = servers_of(config)
     routes = present.get(_server_name(present, edge), {}).get("routes") or []
     return [found for route in routes if site_key(route) is None and (found := foreign_site(route)) is not None]
+
+
+def rivals_in(config: Json | None) -> list[RivalRoute]:
+    """Routes of others that get requests for our hosts first."""
+    return [
+        found
+        for name, server in servers_of(config).items()
+        for found in rivals_before(server.get("routes") or [], name)
+    ]
 
 
 def change(

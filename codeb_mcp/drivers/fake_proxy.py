@@ -11,7 +11,7 @@ from codeb_mcp.drivers.protocols import Answer
 from codeb_mcp.model.errors import CodebError, Conflict, InvalidRequest, LeaseLost
 from codeb_mcp.model.foreign import ForeignSite, yields
 from codeb_mcp.model.names import Slot
-from codeb_mcp.model.routes import Site, rival, site_problems, site_route
+from codeb_mcp.model.routes import RivalRoute, Site, rival, site_problems, site_route
 
 App = Callable[[str], Answer]
 """An application behind a port: path -> answer (its `slot` is ignored, the proxy sets that)."""
@@ -25,7 +25,8 @@ class FakeEdge:
 
     `faults` maps a method name (`apply`, `has`, `sites`, `in_flight`, `switch`, `live`, `forget`, `keys`) to errors that
     its next calls raise, one each. `foreign` holds host names that another site of the proxy serves, `old` such sites
-    that lead to ports of this machine. `blind`: the proxy may not look into the folder of the flags.
+    that lead to ports of this machine. `usurped` holds hosts that
+    a route of others, put before ours later, answers. `blind`: the proxy may not look into the folder of the flags.
     """
 
     configured: dict[str, Site] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class FakeEdge:
     foreign: set[str] = field(default_factory=set)
     old: list[ForeignSite] = field(default_factory=list)
     faults: dict[str, list[CodebError]] = field(default_factory=dict)
+    usurped: set[str] = field(default_factory=set)
     changes: int = 0
     blind: bool = False
     proof: str = ""
@@ -86,6 +88,17 @@ class FakeProxy:
         """All keys, sorted."""
         self._edge.stumble("sites")
         return sorted(self._edge.configured)
+
+    async def rivals(self) -> list[RivalRoute]:
+        """What `FakeEdge.usurped` says."""
+        await asyncio.sleep(0)
+        sites = sorted(self._edge.configured.items())
+        return [
+            RivalRoute(key, host, "route 0 of the proxy's server fake")
+            for key, site in sites
+            for host in site.all_hosts
+            if host in self._edge.usurped
+        ]
 
     async def others(self) -> list[ForeignSite]:
         """What `FakeEdge.old` says."""
@@ -174,6 +187,8 @@ class FakeProber:
     async def public(self, host: str, path: str, *, timeout_seconds: float) -> Answer:
         """What the proxy answers for that host name."""
         await asyncio.sleep(0)
+        if host in self._edge.usurped:
+            return Answer(200, body_head="somebody else")
         site = next((site for site in self._edge.configured.values() if host in site.all_hosts), None)
         if site is None and (old := next((one for one in self._edge.old if host in one.hosts), None)) is not None:
             behind = self._edge.apps.get(old.ports[0])

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from codeb_mcp.model.foreign import ForeignSite
 from codeb_mcp.model.names import Slot
-from codeb_mcp.model.routes import Site
+from codeb_mcp.model.routes import RivalRoute, Site
 
 PullProgress = Callable[[float | None, str], None]
 """Called with the fraction done (0..1, None while unknown) and a short text."""
@@ -177,6 +177,10 @@ class Proxy(Protocol):
 
     async def others(self) -> list[ForeignSite]:
         """The sites of others on the server that has, or would have, ours, as far as they go to ports of this machine."""
+        ...
+
+    async def rivals(self) -> list[RivalRoute]:
+        """Routes of others that get requests for hosts of our sites before the sites do."""
         ...
 
     async def routes(self) -> list[Site]:

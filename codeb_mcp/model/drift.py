@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from codeb_mcp.model.names import Slot, container_name
+from codeb_mcp.model.routes import RivalRoute
 from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 
 
@@ -41,15 +42,27 @@ class SeenContainer:
 
 
 @dataclass(frozen=True, slots=True)
+class PublicAnswer:
+    """What came back over the public address `host`; `slot` None: no slot of ours sent it."""
+
+    host: str
+    status: int
+    slot: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """What was observed. `routes`: per environment key whether the proxy has exactly our site; None when the proxy could
-    not be asked. `images`: image ids that are on the engine."""
+    not be asked. `images`: image ids that are on the engine. `rivals`: routes of others before ours. `public`: per
+    environment key what a user got, where there was an answer at all."""
 
     containers: Mapping[str, SeenContainer]
     images: frozenset[str]
     live: Mapping[str, Slot | None]
     routes: Mapping[str, bool] | None
     foreign_ports: frozenset[int]
+    rivals: tuple[RivalRoute, ...] = ()
+    public: Mapping[str, PublicAnswer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +95,10 @@ def drift_of(environments: Sequence[Slots], world: World, busy: Iterable[str] = 
             known.add(_name(slots, record))
         if slots.key in leave:
             continue
-        for record in (slots.blue, slots.green):
-            found += _slot_drift(slots, record, world)
-        found += _traffic_drift(slots, world)
+        own = [one for record in (slots.blue, slots.green) for one in _slot_drift(slots, record, world)]
+        own += _traffic_drift(slots, world)
+        own += _rival_drift(slots, world)
+        found += own + _public_drift(slots, world, own)
     keys = {slots.key for slots in environments}
     found += [_stray(seen) for seen in world.containers.values() if seen.name not in known and _key(seen) not in leave]
     found += [
@@ -170,6 +184,43 @@ def _traffic_drift(slots: Slots, world: World) -> list[Drift]:
         proposal = "write the route into the proxy"
         found.append(Drift("route_missing", slots.key, f"the proxy {what} {slots.key}", Repair.ROUTE, proposal))
     return found
+
+
+def _rival_drift(slots: Slots, world: World) -> list[Drift]:
+    if slots.adopted_route:
+        return []  # the former route serves on purpose until the first switch
+    return [
+        Drift(
+            "host_taken",
+            slots.key,
+            f"{one.host} is answered by {one.where}, which stands before ours",
+            Repair.NONE,
+            f"remove {one.where}, or put it behind ours; until then promote and rollback are taken back",
+            subject=one.host,
+        )
+        for one in world.rivals
+        if one.key == slots.key
+    ]
+
+
+_NO_UPSTREAM = (502, 504)
+
+
+def _public_drift(slots: Slots, world: World, own: Sequence[Drift]) -> list[Drift]:
+    """A wrong answer that none of the environment's other differences explains."""
+    answer, live = world.public.get(slots.key), slots.active_slot
+    explained = any(one.kind in ("traffic_differs", "route_missing", "host_taken") or one.slot == live for one in own)
+    if answer is None or answer.slot == live or explained or slots.adopted_route:
+        return []
+    if answer.slot is not None:
+        said = f"{answer.host} is answered by slot {answer.slot}, the registry says {live or 'nothing'}"
+        proposal = "let the proxy's user look into the folder of the traffic flags; health_check says what hides it"
+        return [Drift("public_wrong_slot", slots.key, said, Repair.NONE, proposal, live, answer.host)]
+    if answer.status in _NO_UPSTREAM:
+        return []  # the slot does not answer the proxy: a matter of health
+    said = f"{answer.host} is answered with {answer.status}, but not by a slot of ours"
+    proposal = f"find out who answers {answer.host} before our route, in the proxy or in front of it, and take it away"
+    return [Drift("public_not_ours", slots.key, said, Repair.NONE, proposal, live, answer.host)]
 
 
 def _stray(seen: SeenContainer) -> Drift:

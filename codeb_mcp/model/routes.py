@@ -268,6 +268,63 @@ def rival(routes: Sequence[Route], site: Site) -> tuple[str, str] | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class RivalRoute:
+    """A route of somebody else that gets requests for a host of the site `key` before the site does. `where` tells a person
+    where it stands in the proxy's configuration."""
+
+    key: str
+    host: str
+    where: str
+
+
+_PASSING = frozenset(
+    {"headers", "encode", "vars", "rewrite", "map", "request_body", "log_append", "tracing", "templates"}
+)
+"""Handlers that hand the request on to the next route."""
+
+
+def rivals_before(routes: Sequence[Route], server: str) -> list[RivalRoute]:
+    """The foreign routes of a server that stand before a site of ours and answer for one of its hosts, the first one for
+    each host. One that asks for something else and no host at all (a path, say) is not against anybody."""
+    found: list[RivalRoute] = []
+    before: list[tuple[str, Route]] = []
+    for position, route in enumerate(routes):
+        key = site_key(route)
+        if key is None and route.get("@id") not in (NOBODY_ID, PROOF_ID) and _answers(route):
+            name = f" ({route['@id']})" if isinstance(route.get("@id"), str) else ""
+            before.append((f"route {position}{name} of the proxy's server {server}", route))
+        for host in route_hosts(route) if key is not None and before else ():
+            where = next((where for where, other in before if _claims(other, host)), None)
+            if where is not None:
+                found.append(RivalRoute(str(key), host, where))
+    return found
+
+
+def _answers(route: Route) -> bool:
+    if route.get("terminal"):
+        return True
+    for handler in route.get("handle") or ():
+        kind = handler.get("handler")
+        inner = handler.get("routes") or () if kind == "subroute" else ()
+        if any(map(_answers, inner)) or kind not in (*_PASSING, "subroute"):
+            return True
+    return False
+
+
+def _claims(route: Route, host: str) -> bool:
+    matchers = route.get("match") or [{}]
+    asked = [one.get("host") if isinstance(one, dict) and one else ["*"] if not one else None for one in matchers]
+    return any(isinstance(one, str) and _fits(one.lower(), host) for names in asked for one in names or ())
+
+
+def _fits(pattern: str, host: str) -> bool:
+    if pattern == "*":
+        return True
+    wanted, labels = pattern.split("."), host.split(".")
+    return len(wanted) == len(labels) and all(one in ("*", label) for one, label in zip(wanted, labels, strict=True))
+
+
 def merge_routes(
     present: Sequence[Route], upsert: Iterable[Route], remove: Iterable[str], nobody: Route | None = None
 ) -> list[Route]:

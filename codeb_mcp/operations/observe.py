@@ -6,13 +6,17 @@ import asyncio
 from dataclasses import replace
 
 from codeb_mcp.drivers.protocols import Container
-from codeb_mcp.model.drift import Drift, SeenContainer, World, drift_of
+from codeb_mcp.model.drift import Drift, PublicAnswer, SeenContainer, World, drift_of
 from codeb_mcp.model.errors import CodebError
 from codeb_mcp.model.names import Slot, lease_name
+from codeb_mcp.model.routes import RivalRoute
 from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.perform import INSTALLATION
-from codeb_mcp.operations.state import environments, site_of
+from codeb_mcp.operations.state import environments, find_slots, site_of
+
+PUBLIC_SECONDS = 3.0
+PUBLIC_AT_ONCE = 16
 
 
 async def observe(services: Services, slots: list[Slots]) -> World:
@@ -108,12 +112,51 @@ async def _routes(services: Services, slots: list[Slots]) -> dict[str, bool] | N
     return routes
 
 
+async def _rivals(services: Services) -> tuple[RivalRoute, ...]:
+    try:
+        return tuple(await services.drivers.proxy.rivals())
+    except CodebError:
+        return ()  # said already: the proxy cannot be asked
+
+
+async def _public(services: Services, slots: list[Slots]) -> dict[str, PublicAnswer]:
+    """What users get from each environment, a few asked at a time."""
+    turns = asyncio.Semaphore(PUBLIC_AT_ONCE)
+
+    async def ask(one: Slots) -> PublicAnswer | None:
+        async with turns:
+            return await _answer(services, one)
+
+    answers = await asyncio.gather(*(ask(one) for one in slots))
+    return {one.key: answer for one, answer in zip(slots, answers, strict=True) if answer is not None}
+
+
+async def _answer(services: Services, slots: Slots) -> PublicAnswer | None:
+    """What the public address answers; None when nothing does, or when a switch came in between."""
+    host = (await site_of(services.store, services.settings, slots)).hosts[0]
+    path = slots.active.health_path if slots.active else None
+    answer = await services.drivers.prober.public(host, path or "/", timeout_seconds=PUBLIC_SECONDS)
+    if answer.status is None:
+        return None
+    if answer.slot != slots.active_slot:
+        now = await find_slots(services.store, slots.project_name, slots.environment)
+        if now is None or now.active_slot is not slots.active_slot or await _is_busy(services, slots):
+            return None
+    return PublicAnswer(host, answer.status, answer.slot)
+
+
+async def _is_busy(services: Services, slots: Slots) -> bool:
+    for environment in (slots.environment.value, None):
+        if await services.store.lease(lease_name(slots.project_name, environment)) is not None:
+            return True
+    return False
+
+
 async def drift(services: Services) -> list[Drift]:
     """Everything that differs now. Environments in which a run is under way are left alone."""
     slots = await environments(services.store)
-    busy = []
-    for one in slots:
-        for environment in (one.environment.value, None):
-            if await services.store.lease(lease_name(one.project_name, environment)) is not None:
-                busy.append(one.key)
-    return drift_of(slots, await observe(services, slots), busy)
+    busy = [one.key for one in slots if await _is_busy(services, one)]
+    world = await observe(services, slots)
+    asked = [one for one in slots if one.key not in busy and not one.adopted_route]
+    world = replace(world, rivals=await _rivals(services), public=await _public(services, asked))
+    return drift_of(slots, world, busy)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeb_mcp.model.drift import Drift, Repair, World, drift_of
+from codeb_mcp.model.drift import Drift, PublicAnswer, Repair, World, drift_of
 from codeb_mcp.model.names import Environment, Slot
+from codeb_mcp.model.routes import RivalRoute
 from codeb_mcp.model.slot import Slots, SlotState
 from tests.unit.model.worlds import environments, seen, slots_of, world_of
 
@@ -49,6 +50,25 @@ CASES: dict[str, tuple[Change, tuple[str, Repair, str | None]]] = {
     "traffic off": (_with(live={"worb-production": None}), ("traffic_differs", Repair.SWITCH, "blue")),
     "flag gone": (_with(live={}), ("traffic_differs", Repair.SWITCH, "blue")),
     "route gone": (_with(routes={}), ("route_missing", Repair.ROUTE, None)),
+    "host taken": (
+        _with(rivals=(RivalRoute("worb-production", "worb.test", "route 0 of the proxy's server srv0"),)),
+        ("host_taken", Repair.NONE, None),
+    ),
+    "host taken, which explains the answer": (
+        _with(
+            rivals=(RivalRoute("worb-production", "worb.test", "route 0 of the proxy's server srv0"),),
+            public={"worb-production": PublicAnswer("worb.test", 200, None)},
+        ),
+        ("host_taken", Repair.NONE, None),
+    ),
+    "idle slot answers": (
+        _with(public={"worb-production": PublicAnswer("worb.test", 200, "green")}),
+        ("public_wrong_slot", Repair.NONE, "blue"),
+    ),
+    "somebody else answers": (
+        _with(public={"worb-production": PublicAnswer("worb.test", 404, None)}),
+        ("public_not_ours", Repair.NONE, "blue"),
+    ),
     "route changed": (_with(routes={"worb-production": False}), ("route_missing", Repair.ROUTE, None)),
 }
 
@@ -162,3 +182,19 @@ def test_the_same_difference_in_two_environments_has_two_ids() -> None:
         != Drift("k", "a-staging", "", Repair.NONE, "", "green").id
     )
     assert Environment.STAGING.value == "staging"
+
+
+@pytest.mark.parametrize(
+    ("status", "slot"), [(200, "blue"), (500, "blue"), (502, None), (504, None)], ids=lambda said: str(said)
+)
+def test_the_right_slot_and_one_that_is_down_are_no_drift(status: int, slot: str | None) -> None:
+    answer = PublicAnswer("worb.test", status, slot)
+    assert drift_of([SLOTS], replace(world_of([SLOTS]), public={"worb-production": answer})) == []
+
+
+def test_an_environment_without_traffic_that_is_answered_by_a_slot_differs() -> None:
+    waiting = slots_of(states=(SlotState.DEPLOYED, SlotState.EMPTY))
+    world = world_of([waiting])
+    assert drift_of([waiting], replace(world, public={waiting.key: PublicAnswer("worb.test", 503, None)})) == []
+    [found] = drift_of([waiting], replace(world, public={waiting.key: PublicAnswer("worb.test", 200, "blue")}))
+    assert (found.kind, found.repair) == ("public_wrong_slot", Repair.NONE)

@@ -18,6 +18,7 @@ from codeb_mcp.model.routes import (
     merge_routes,
     nobody_route,
     rival,
+    rivals_before,
     route_hosts,
     site_from_route,
     site_key,
@@ -184,3 +185,35 @@ def test_hsts_is_for_tls_only_and_for_no_name_below() -> None:
 def test_a_site_is_told_from_its_route_with_or_without_security_headers(headers: bool) -> None:
     wanted = replace(SHOP, security_headers=headers)
     assert site_from_route(site_route(wanted, "/f")) == wanted
+
+
+OURS = site_route(Site("shop-production", ("shop.test", "www.shop.test"), 4000, 4001), "/flags")
+ANSWER = [{"handler": "static_response"}]
+
+
+@pytest.mark.parametrize(
+    ("route", "taken"),
+    [
+        ({"match": [{"host": ["shop.test"]}], "handle": ANSWER}, ["shop.test"]),
+        ({"match": [{"host": ["SHOP.test"], "path": ["/health"]}], "handle": ANSWER}, ["shop.test"]),
+        ({"match": [{"host": ["a.test"]}, {"host": ["*.shop.test"]}], "handle": ANSWER}, ["www.shop.test"]),
+        ({"handle": ANSWER}, ["shop.test", "www.shop.test"]),
+        ({"match": [{"host": ["shop.test"]}], "terminal": True}, ["shop.test"]),
+        ({"match": [{"host": ["shop.test"]}], "handle": [{"handler": "subroute", "routes": [{"handle": ANSWER}]}]}, ["shop.test"]),
+        ({"match": [{"host": ["shop.test"]}], "handle": [{"handler": "headers"}]}, []),
+        ({"match": [{"path": ["/static/*"]}], "handle": ANSWER}, []),
+        ({"match": [{"host": ["*.test.shop"]}], "handle": ANSWER}, []),
+        ({"match": [{"host": ["*"]}], "handle": ANSWER}, ["shop.test", "www.shop.test"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_route_before_ours_that_answers_for_our_hosts_is_a_rival(route: Route, taken: list[str]) -> None:
+    assert [one.host for one in rivals_before([route, OURS], "srv0")] == taken
+    assert rivals_before([OURS, route], "srv0") == []
+    assert {one.where for one in rivals_before([route, OURS], "srv0")} <= {"route 0 of the proxy's server srv0"}
+
+
+def test_a_route_of_ours_is_nobodys_rival() -> None:
+    other = site_route(Site("shop-staging", ("shop.test",), 4002, 4003), "/flags")
+    nobody = nobody_route("apps.test", "preview.test")
+    assert rivals_before([other, nobody, OURS], "srv0") == []
