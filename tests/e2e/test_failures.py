@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from tests.lab.daemons import wait_until
-from tests.lab.engine import PrivateEngine
+from tests.lab.engine import Engine, PrivateEngine
+from tests.lab.engine import spare_engine as start_spare_engine
+from tests.lab.faulty_admin import faulty_admin
 from tests.lab.hammer import Hammer
 from tests.lab.installation import Installation, Reply, installed
 from tests.lab.ports import FreePorts
 from tests.lab.registry import Registry
+from tests.lab.rivals import rival_route, without_rival
 from tests.lab.samples import SampleImages
+from tests.lab.small_disk import SmallDisk, small_disk
 
 PRODUCTION: dict[str, Any] = {"environment": "production"}
 
@@ -123,17 +129,124 @@ async def test_another_site_that_takes_the_host_makes_the_promote_go_back(
 ) -> None:
     await live(installation, sample_images, unique)
     assert installation.call("deploy", projectName=unique, image=await sample_images.pushed("v2"), **PRODUCTION).ok
-    for container in (f"{unique}-production-green",):
-        installation.engine.call("POST", f"/containers/{container}/pause")
-    with Hammer(installation.caddy.port, f"{unique}.apps.test") as hammer:
-        reply = installation.call("promote", projectName=unique, **PRODUCTION)
-    assert reply.status in (424, 502), reply.body
-    assert reply.body["hint"]
-    assert set(hammer.bodies) == {"v1"}
-    assert hammer.failed == 0
+    rival_route(installation.caddy, f"{unique}.apps.test")
+    assert installation.ask_public(unique) == (200, "rival", "")
+    reply = installation.call("promote", projectName=unique, **PRODUCTION)
+    check_refusal(reply, 424, "switch_reverted")
+    assert "registry_check" in reply.body["hint"]
+    assert [row["kind"] for row in installation.call("registry_check", projectName=unique).body["data"]] == [
+        "host_taken"
+    ]
     assert installation.slots(unique)["activeSlot"] == "blue"
-    installation.engine.call("POST", f"/containers/{unique}-production-green/unpause")
+    without_rival(installation.caddy)
+    assert installation.ask_public(unique) == (200, "v1", "blue")
     assert installation.call("promote", projectName=unique, **PRODUCTION).ok
+    assert installation.ask_public(unique) == (200, "v2", "green")
+
+
+@pytest.mark.parametrize("fault", [400, 500, "hang"])
+async def test_an_admin_endpoint_that_errs_leaves_the_old_version_serving(
+    installation: Installation, sample_images: SampleImages, unique: str, fault: int | str
+) -> None:
+    with faulty_admin(installation.caddy.socket) as admin:
+        setting(installation, installation.caddy.admin, admin.admin)
+        await live(installation, sample_images, unique)
+        image = await sample_images.pushed("v2")
+        with Hammer(installation.caddy.port, f"{unique}.apps.test") as hammer:
+            admin.fault = fault
+            deployed = installation.call("deploy", projectName=unique, image=image, **PRODUCTION)
+            assert deployed.ok, deployed.body
+            assert any("preview" in warning for warning in deployed.body["warnings"])
+            refused = installation.call("promote", projectName=unique, **PRODUCTION)
+            assert refused.status in (502, 503, 504), refused.body
+            assert refused.body["hint"]
+            assert installation.get("/health").status == 200
+            admin.fault = None
+        assert admin.struck
+        assert hammer.failed == 0, (hammer.lost[:5], hammer.answers)
+        assert set(hammer.bodies) == {"v1"}
+        assert installation.slots(unique)["activeSlot"] == "blue"
+        assert installation.call("promote", projectName=unique, **PRODUCTION).ok
+        assert installation.ask_public(unique) == (200, "v2", "green")
+        installation.stop()
+
+
+def setting(installation: Installation, old: str, new: str) -> None:
+    """Change a piece of the settings, of which there must be one, for servers that start from now on."""
+    toml = installation.root / "codeb.toml"
+    text = toml.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    toml.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.fixture
+def small_registry(engine: Engine, free_ports: FreePorts) -> Iterator[tuple[Installation, SmallDisk]]:
+    """An installation whose registry has a small disk of its own."""
+    with installed(engine, free_ports(), free_ports()) as made, TemporaryDirectory() as aside:
+        folder = made.root / "registry"
+        shutil.copytree(folder, aside, dirs_exist_ok=True)
+        with small_disk(folder, 8) as disk:
+            shutil.copytree(aside, folder, dirs_exist_ok=True)
+            yield made, disk
+            made.remove()
+
+
+async def test_a_registry_on_a_full_disk_changes_nothing_and_tears_nothing(
+    small_registry: tuple[Installation, SmallDisk], sample_images: SampleImages, unique: str
+) -> None:
+    installation, disk = small_registry
+    await live(installation, sample_images, unique)
+    image = await sample_images.pushed("v2")
+    before = installation.slots(unique)
+    with Hammer(installation.caddy.port, f"{unique}.apps.test") as hammer:
+        disk.fill()
+        reply = installation.call("deploy", projectName=unique, image=image, **PRODUCTION)
+        check_refusal(reply, 507, "insufficient_storage")
+        assert installation.call("slot_status", projectName=unique, **PRODUCTION).ok
+        installation.kill()
+        disk.free()
+        installation.serve()
+    check_untouched(installation, unique, hammer)
+    assert installation.slots(unique)["blue"]["version"] == before["blue"]["version"]
+    again = installation.call("deploy", projectName=unique, image=image, autoPromote=True, **PRODUCTION)
+    assert again.ok, again.body
+    assert installation.call("registry_check", projectName=unique).body["data"] == []
+
+
+@pytest.fixture
+def small_engine(free_ports: FreePorts) -> Iterator[tuple[Installation, SmallDisk]]:
+    """An installation whose engine has a small disk, and does not ask how full that is before a pull."""
+    spare = start_spare_engine(start=False)
+    try:
+        with small_disk(spare.folder / "data", 256) as disk:
+            spare.start()
+            with installed(spare, free_ports(), free_ports()) as made:
+                setting(made, "min_free_mb = 64", "min_free_mb = 0")
+                yield made, disk
+                disk.free()
+            spare.stop()
+    finally:
+        spare.stop()
+
+
+@pytest.mark.real("docker", "spare-engine")
+async def test_an_engine_on_a_full_disk_keeps_the_old_version_serving(
+    small_engine: tuple[Installation, SmallDisk], registry: Registry, unique: str
+) -> None:
+    installation, disk = small_engine
+    images = SampleImages(installation.engine, registry.address, unique)
+    await live(installation, images, unique)
+    image = await images.pushed("v2")
+    with Hammer(installation.caddy.port, f"{unique}.apps.test") as hammer:
+        disk.fill()
+        reply = installation.call("deploy", projectName=unique, image=image, **PRODUCTION)
+        disk.free()
+    check_refusal(reply, 507, "insufficient_storage")
+    check_untouched(installation, unique, hammer)
+    assert set(installation.containers(unique)) == {f"{unique}-production-blue"}
+    again = installation.call("deploy", projectName=unique, image=image, autoPromote=True, **PRODUCTION)
+    assert again.ok, again.body
+    assert installation.ask_public(unique) == (200, "v2", "green")
 
 
 @pytest.fixture

@@ -184,8 +184,8 @@ def shared_engine() -> tuple[Engine, Shared | None]:
     return private, hold
 
 
-def spare_engine() -> PrivateEngine:
-    """An engine for one test alone, which may kill it; `stop()` it in the end."""
+def spare_engine(*, start: bool = True) -> PrivateEngine:
+    """An engine for one test alone, which may kill it; `stop()` it in the end. Without `start` the test starts it."""
     _need_root()
     with locked(state_folder() / "spare.lock"):
         for index in SPARE_INDEXES:
@@ -194,7 +194,8 @@ def spare_engine() -> PrivateEngine:
                 break
         else:
             raise LabError("all spare engines are in use")
-    engine.start()
+    if start:
+        engine.start()
     return engine
 
 
