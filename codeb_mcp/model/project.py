@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -22,6 +23,22 @@ class _Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, defer_build=True
     )
+
+
+_SYSTEM_FOLDERS = ("/proc", "/sys", "/dev", "/etc", "/bin", "/sbin", "/usr", "/run/secrets", "/var/run/secrets")
+_LIBRARIES = re.compile(r"/lib(x?32|64)?")
+
+
+def folder_problem(path: str) -> str | None:
+    """Why an app cannot have a folder in memory there; None when it can."""
+    parts = path.split("/")
+    if parts[0] or len(parts) < 2 or not all(part.strip(".") for part in parts[1:]):
+        return f"{path}: must be an absolute path of a folder, without //, dots alone or a / at its end"
+    if any(path == taken or path.startswith(taken + "/") for taken in _SYSTEM_FOLDERS) or _LIBRARIES.fullmatch(
+        "/" + parts[1]
+    ):
+        return f"{path}: belongs to the system; programs, settings and secrets there would be hidden"
+    return None
 
 
 class HealthCheck(_Settings):
@@ -54,6 +71,15 @@ class Limits(_Settings):
     )
     capabilities: tuple[Capability, ...] = Field((), description="Kernel rights beyond none at all")
     stop_timeout_seconds: int = Field(15, ge=1, le=300, description="Time between SIGTERM and SIGKILL")
+
+
+def mountable(limits: Limits) -> Limits:
+    """The limits; raises ValueError when a folder of `tmpfs` cannot be one. What was stored before this was checked still
+    loads, and is refused when it is to be used."""
+    for path in limits.tmpfs:
+        if (problem := folder_problem(path)) is not None:
+            raise ValueError(f"tmpfs: {problem}")
+    return limits
 
 
 class EnvironmentSettings(_Settings):

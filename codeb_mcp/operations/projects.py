@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.env_contract import EnvContract, EnvRule
 from codeb_mcp.model.errors import Conflict, InvalidRequest, NotFound
 from codeb_mcp.model.names import Domain, Environment, ImageRef, Port, ProjectName, Repository, derived_name
 from codeb_mcp.model.preview import parent_of
-from codeb_mcp.model.project import EnvironmentSettings, HealthCheck, Limits, Project, ProjectSettings, PullPolicy
+from codeb_mcp.model.project import (
+    EnvironmentSettings,
+    HealthCheck,
+    Limits,
+    Project,
+    ProjectSettings,
+    PullPolicy,
+    mountable,
+)
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
@@ -42,7 +50,7 @@ class SettingsRequest(Request):
     pull_policy: PullPolicy | None = Field(None, description="always, missing or never")
     keep: int | None = Field(None, ge=1, le=50, description="Images kept besides those in slots")
     health_check: HealthCheck | None = Field(None, description="How a release proves itself")
-    limits: Limits | None = Field(None, description="What a container may use")
+    limits: Annotated[Limits, AfterValidator(mountable)] | None = Field(None, description="What a container may use")
     env_contract: EnvContract | None = Field(
         None, description="What the app wants of its variables: name to rule; replaces the former contract"
     )

@@ -19,10 +19,13 @@ from mcp import Client, MCPError
 
 from codeb_mcp.faces.http import build_app
 from codeb_mcp.faces.tools import ToolList
-from codeb_mcp.operations.catalog import CATALOG, load_all
+from codeb_mcp.model.errors import Conflict, DriverRefused, Forbidden, InvalidRequest, NotFound, ReleaseUnhealthy
+from codeb_mcp.operations.catalog import CATALOG, Effect, load_all
+from tests.faces.cli_world import CliWorld, typed
 from tests.faces.payloads import others, texts
 from tests.faces.story import LIVE
 from tests.faces.test_rights import arguments
+from tests.faces.test_stdio import _codeb
 from tests.faces.ways import child, in_process, over_http, over_sse
 from tests.faces.world import World, open_world, serving
 
@@ -31,15 +34,48 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-
 NAME = re.compile(r"[A-Za-z0-9._+-]+")
 FINE = {200, 202, 400, 403, 404, 409, 422, 424}
 NO_SUCH_IMAGE = 502
-GROUPS = 3
+GROUPS = 4
+REFUSED = {
+    error.exit_code for error in (InvalidRequest, NotFound, Forbidden, Conflict, ReleaseUnhealthy, DriverRefused)
+}
+LEFT_OUT = {"--follow", "--help"}
 
 
-def _takes_text(schema: Any) -> bool:
+ANY, EACH, NAME_OF = "*", "[]", "*name"
+"""Steps of a path that are no names of fields: the value of a free name, a member of a list, and a free name itself."""
+DEEPEST = 6
+
+
+def _choices(schema: Any, shared: Any) -> Iterator[dict[str, Any]]:
+    """The schema itself and all that may stand in its place."""
     if not isinstance(schema, dict):
-        return False
-    if schema.get("type") in ("string", "array") or "enum" in schema or "$ref" in schema:
-        return True
-    return any(_takes_text(inner) for inner in schema.get("anyOf", ()))
+        return
+    if "$ref" in schema:
+        yield from _choices(shared[schema["$ref"].rpartition("/")[2]], shared)
+        return
+    yield schema
+    for kind in ("anyOf", "oneOf", "allOf"):
+        for one in schema.get(kind, ()):
+            yield from _choices(one, shared)
+
+
+def _paths(schema: Any, shared: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where text, or something with text inside, may be put; nested places below it."""
+    if len(above) > DEEPEST:
+        return
+    for one in _choices(schema, shared):
+        if one.get("type") in ("string", "array") or "enum" in one:
+            yield above
+        for name, inner in one.get("properties", {}).items():
+            yield from _paths(inner, shared, (*above, name))
+        if "items" in one:
+            yield from _paths(one["items"], shared, (*above, EACH))
+        for inner in (one.get("additionalProperties"), *one.get("patternProperties", {}).values()):
+            if isinstance(inner, dict):
+                yield (*above, NAME_OF)
+                yield from _paths(inner, shared, (*above, ANY))
+        if above and one.get("type") == "object":
+            yield (*above, "unknown")
 
 
 def fields() -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -47,23 +83,37 @@ def fields() -> Iterator[tuple[str, tuple[str, ...]]]:
     tools = ToolList.load()
     for tool in CATALOG:
         schema = tools.input_schema(tool) or {}
-        for name, inner in schema.get("properties", {}).items():
-            if _takes_text(inner):
-                yield tool, (name,)
-        if "healthCheck" in schema.get("properties", {}):
-            yield tool, ("healthCheck", "path")
+        for path in dict.fromkeys(_paths(schema, schema.get("$defs", {}))):
+            yield tool, path
         yield tool, ("unknown",)
 
 
 FIELDS = list(fields())
 
 
+def test_nested_fields_are_among_them() -> None:
+    for tool in ("project_create", "project_update"):
+        for path in (
+            ("limits", "tmpfs", EACH), ("limits", "capabilities", EACH), ("healthCheck", "path"), ("envContract", NAME_OF),
+            ("envContract", ANY, "pattern"), ("envContract", ANY, "environments", EACH), ("limits", "unknown"),
+        ):  # fmt: skip
+            assert (tool, path) in FIELDS, path
+    assert ("project_create", ("environments", EACH)) in FIELDS
+    assert ("workflow_scan", ("files", NAME_OF)) in FIELDS
+
+
 def _put(params: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    if len(path) == 1:
-        if isinstance(value, str) and path[0] in ("scopes", "environments", "driftIds", "names"):
-            value = [value]
-        return {**params, path[0]: value}
-    return {**params, path[0]: {path[1]: value}}
+    return {**params, path[0]: _wrapped(path[1:], value)}
+
+
+def _wrapped(path: tuple[str, ...], value: Any) -> Any:
+    if not path:
+        return value
+    if path[0] == EACH:
+        return [_wrapped(path[1:], value)]
+    if path[0] == NAME_OF:
+        return {value if isinstance(value, str) else json.dumps(value): {}}
+    return {"LOG_LEVEL" if path[0] == ANY else path[0]: _wrapped(path[1:], value)}
 
 
 class Canaries:
@@ -213,6 +263,44 @@ async def test_stdio_lets_no_hostile_value_through(era: str, tmp_path: Path) -> 
         assert (await client.call_tool("audit_verify", {})).structured_content["ok"]
     assert sorted(path.name for path in canaries.folder.rglob("*")) == ["victim"]
     assert canaries.victim.read_text(encoding="utf-8") == "untouched"
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy"])
+async def test_the_bridge_lets_no_hostile_value_through(era: str, tmp_path: Path) -> None:
+    canaries = Canaries(tmp_path / "outside")
+    async with open_world(tmp_path / "codeb") as world:
+        await world.with_project()
+        async with serving(world) as served:
+            bridge = _codeb(world, world.keys["acme"]["owner"], "--connect", served.url)
+            async with Client(bridge, mode=era) as client:
+                await _storm(client, canaries)
+        canaries.check(world)
+        await _check_state(world)
+
+
+@pytest.mark.parametrize("typing", [True, False])
+def test_the_command_line_lets_no_hostile_value_through(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, typing: bool
+) -> None:
+    canaries = Canaries(tmp_path / "outside")
+    world = CliWorld(tmp_path / "codeb", capsys).initialised().with_live()
+    commands = 0
+    for tool, params in _spread(canaries):
+        words = typed(tool, params, tmp_path) if typing else ["call", tool, json.dumps(params, ensure_ascii=False)]
+        if words is None or LEFT_OUT & set(words):
+            continue
+        said = world(*words, *(["--yes"] if CATALOG[tool].effect is Effect.DESTROY and typing else []))
+        commands += 1
+        assert said.code in REFUSED or said.code in (0, 2), (words, said)
+        assert "Traceback" not in said.err, (words, said)
+        assert not UNPRINTABLE.search((said.out + said.err).replace("\n", " ")), (words, said)
+    assert commands > 200
+    assert canaries.folder.joinpath("victim").read_text(encoding="utf-8") == "untouched"
+    assert sorted(path.name for path in canaries.folder.rglob("*")) == ["victim"]
+    for path in (tmp_path / "codeb").rglob("*"):
+        assert NAME.fullmatch(path.name), path
+    assert world("slot", "status", "shop", "--json").json["data"]["activeSlot"] == "blue"
+    assert world("audit", "verify", "--json").json["ok"]
 
 
 async def test_names_of_tools_addresses_queries_and_headers_are_hostile_too(tmp_path: Path) -> None:

@@ -369,3 +369,49 @@ async def test_a_refused_name_is_explained_in_words(world: World) -> None:
     refusal = await world.refused("invalid_request", "project_create", projectName="Worb!")
     assert "lower-case letters" in refusal.message
     assert "[a-z" not in refusal.message
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "/..", "/../../x", "/tmp/../etc", "/./tmp", "/tmp/.", "/tmp/", "//tmp", "/tmp//x", "/...", "/proc", "/proc/self", "/sys",
+        "/dev", "/dev/shm", "/etc", "/etc/nginx", "/bin", "/sbin", "/lib", "/lib64", "/libx32/x", "/usr", "/usr/bin",
+        "/run/secrets", "/run/secrets/x", "/var/run/secrets", "/", "tmp", "",
+    ],
+)  # fmt: skip
+async def test_an_app_gets_no_folder_in_memory_where_the_system_has_its_own(world: World, folder: str) -> None:
+    await world.project("shop")
+    for tool in ("project_create", "project_update"):
+        error = await world.refused("invalid_request", tool, projectName="shop", limits={"tmpfs": ["/tmp", folder]})
+        assert "tmpfs" in error.message
+    assert (await world.call("project_get", projectName="shop"))["limits"]["tmpfs"] == ["/tmp"]
+    await world.services.runs.drain()
+
+
+async def test_an_app_gets_folders_in_memory_of_its_own(world: World) -> None:
+    own = ["/tmp", "/run", "/var/cache/nginx", "/etcetera", "/library", "/app/.cache"]
+    await world.project("shop", limits={"tmpfs": own})
+    await world.live()
+    assert (await world.call("project_get", projectName="shop"))["limits"]["tmpfs"] == own
+
+
+async def test_an_older_setting_loads_and_is_refused_when_it_is_to_be_used(world: World) -> None:
+    await world.project("shop")
+    await world.live()
+    stored = await world.services.store.get("ssot")
+    assert stored is not None
+    entry = stored.doc["projects"]["shop"]
+    older = {**entry, "settings": {**entry.get("settings", {}), "limits": {"tmpfs": ["/tmp", "/proc"]}}}
+    doc = {**stored.doc, "projects": {**stored.doc["projects"], "shop": older}}
+    await world.services.store.commit([Change("ssot", doc, stored.version)])
+    assert (await world.call("project_get", projectName="shop"))["limits"]["tmpfs"] == ["/tmp", "/proc"]
+    running = world.running()
+    error = await world.refused(
+        "conflict", "deploy", projectName="shop", environment="production", image=world.image("v2")
+    )
+    assert "/proc" in error.message
+    assert "project_update" in error.hint
+    assert world.running() == running
+    assert await world.visit() == "v1"
+    await world.call("project_update", projectName="shop", limits={"tmpfs": ["/tmp"]})
+    await world.deploy("v2")
