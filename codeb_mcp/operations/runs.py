@@ -288,10 +288,10 @@ class Runs:
         steps = [*looked, *(shown_step(step) for step in journal.steps())]
         return RunView(journal.header, status, steps, finished, joined)
 
-    async def look(self, run_id: str) -> RunView:
-        """The run; one that nobody drives any more shows as interrupted."""
-        journal = await self.services.registry.journals.open(run_id)
-        view = self.view(journal)
+    async def look(self, run: str | Journal) -> RunView:
+        """The run, by its id or by its journal; one that nobody drives any more shows as interrupted."""
+        journal = run if isinstance(run, Journal) else await self.services.registry.journals.open(run)
+        view, run_id = self.view(journal), journal.header.run_id
         if view.status == "running" and run_id not in self._live:
             lease = await self.services.store.lease(lease_name(journal.header.project, journal.header.environment))
             if lease is None or lease.owner != f"run:{run_id}":

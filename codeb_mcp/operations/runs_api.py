@@ -75,7 +75,7 @@ async def operation_list(ctx: Context, request: OperationListRequest) -> Operati
         )
 
     journals, total = await ctx.services.registry.journals.page(limit=request.limit, offset=request.offset, match=match)
-    rows = [_row(ctx.services.runs.view(journal)) for journal in journals]
+    rows = [_row(await ctx.services.runs.look(journal)) for journal in journals]
     return OperationPage.of(rows, request, total=total)
 
 

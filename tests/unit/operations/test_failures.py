@@ -121,6 +121,9 @@ async def test_an_engine_that_goes_away_in_the_middle_leaves_a_run_that_is_taken
     run_id = refusal.value.detail["operationId"]
     assert "taken up again" in refusal.value.hint
     assert (await world.call("operation_get", operationId=run_id))["status"] == "interrupted"
+    rows = {row["operationId"]: row["status"] for row in (await world.call("operation_list"))["data"]}
+    assert rows[run_id] == "interrupted"
+    assert set(rows.values()) == {"interrupted", "succeeded"}
     assert await world.visit() == "v1"
     report = await Housekeeper(world.services).once()
     assert report.resumed == [run_id]
