@@ -24,8 +24,8 @@ DEPLOY = [
     "publish_preview:1",
 ]
 FAILED_DEPLOY = ["check_health:1", "remove_container:2"]
-SWITCH = ["check_target:1", "switch_traffic:1", "verify_public:1", "record_switch:1"]
-AUTO_PROMOTED = ["switch_traffic:1", "verify_public:1", "record_switch:1"]
+SWITCH = ["check_target:1", "check_flags:1", "switch_traffic:1", "verify_public:1", "record_switch:1"]
+AUTO_PROMOTED = ["check_flags:1", "switch_traffic:1", "verify_public:1", "record_switch:1"]
 REROUTED = ["ensure_route:1"]
 REVERTED = ["verify_public:1", "switch_traffic:2"]
 FORGOTTEN = ["empty_slot:2", "remove_container:2"]
