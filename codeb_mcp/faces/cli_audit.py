@@ -12,7 +12,7 @@ from codeb_mcp.faces.cli_call import Manner, Surroundings, print_answer, with_se
 from codeb_mcp.model.errors import RegistryDamaged
 
 
-def _somebody() -> str:
+def somebody() -> str:
     """Who runs this command, as the system knows them."""
     number = os.getuid()
     try:
@@ -35,7 +35,7 @@ def seal_audit(around: Surroundings, *, reason: str, as_json: bool) -> int:
     from codeb_mcp.operations.audits import seal_trail
 
     async def work(services: Any) -> Any:
-        return await seal_trail(services, by=_somebody(), reason=reason)
+        return await seal_trail(services, by=somebody(), reason=reason)
 
     done = with_services(around, work)
     damage = [flaw.as_dict() for flaw in done.seal.flaws] if done.seal else []

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import sys
 from typing import Any
 
 import click
 
 from codeb_mcp import __version__
+from codeb_mcp.faces.cli_audit import somebody
 from codeb_mcp.faces.cli_call import Manner, Surroundings, print_answer, with_services
 from codeb_mcp.faces.cli_doctor import doctor
 from codeb_mcp.faces.cli_keys import LONGEST, VARIABLE, save_key
 from codeb_mcp.faces.cli_servers import ssh_key
+from codeb_mcp.model.errors import InvalidRequest, RegistryDamaged
 
 
 def say_version() -> None:
@@ -29,15 +32,23 @@ def version() -> None:
 
 @click.command("init", short_help="Set up CODEB_ROOT; prints the first owner key once.")
 @click.option("--save-key", "keep", is_flag=True, help="Store the key in ~/.config/codeb/key (mode 0600)")
+@click.option(
+    "--new-owner-key", "anew", is_flag=True, help="When all keys are lost: void them and make one new owner key"
+)
+@click.option("--yes", is_flag=True, help="Do not ask")
 @click.option("--json", "as_json", is_flag=True, help="Answer JSON")
 @click.pass_obj
-def init(around: Surroundings, *, keep: bool, as_json: bool) -> None:
+def init(around: Surroundings, *, keep: bool, anew: bool, yes: bool, as_json: bool) -> None:
     """Create what is missing below CODEB_ROOT: folders, an empty registry and the first owner key.
 
     Safe to repeat: it never erases or replaces anything. The key is printed once and stored nowhere unless --save-key
-    says so.
+    says so. Only --new-owner-key replaces: keys that are damaged and of which no version is left.
     """
     from codeb_mcp.operations.setup import initialise
+
+    if anew:
+        _make_owner_key(around, Manner(json=as_json), keep=keep, yes=yes)
+        return
 
     done = with_services(around, initialise)
     root = around.settings().root
@@ -56,7 +67,28 @@ def init(around: Surroundings, *, keep: bool, as_json: bool) -> None:
         click.echo(f"warning: {warning}", err=True)
     if done.owner_key is None:
         return
-    click.echo(f"\nFirst owner key, shown this once:\n\n  {done.owner_key}\n")
+    _say_key("First owner key", done.owner_key, stored)
+
+
+def _make_owner_key(around: Surroundings, manner: Manner, *, keep: bool, yes: bool) -> None:
+    """`codeb init --new-owner-key`."""
+    from codeb_mcp.operations.new_owner import new_owner_key, require_keys_lost
+
+    with_services(around, require_keys_lost)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise InvalidRequest("this voids all keys, and nobody is there to agree", hint="Repeat with --yes.")
+        click.confirm("All former keys become void; the damaged file is put aside. Go on?", abort=True, err=True)
+    key = with_services(around, functools.partial(new_owner_key, by=somebody()))
+    stored = save_key(key, around.environ) if keep else None
+    if manner.json:
+        print_answer({"root": str(around.settings().root), "ownerKey": key}, manner)
+    else:
+        _say_key("New owner key", key, stored)
+
+
+def _say_key(what: str, key: str, stored: Any) -> None:
+    click.echo(f"\n{what}, shown this once:\n\n  {key}\n")
     if stored is not None:
         click.echo(f"It is stored in {stored}. Next: codeb serve")
     else:
@@ -138,10 +170,10 @@ def housekeeping(around: Surroundings, *, as_json: bool, no_color: bool) -> None
 @click.option("--apply", "really", is_flag=True, help="Do it; without this only say what would be done")
 @click.option("--json", "as_json", is_flag=True, help="Answer JSON")
 @click.pass_obj
-def rebuild_registry(around: Surroundings, *, really: bool, as_json: bool) -> None:
+def rebuild_registry(around: Surroundings, *, really: bool, as_json: bool) -> int:
     """Restore a damaged or incomplete registry from its kept versions, the engine's labels and the proxy.
 
-    Without --apply nothing is changed. What can be read is never replaced.
+    Without --apply nothing is changed. What can be read is never replaced. Exits with 30 when something stays lost.
     """
     from codeb_mcp.operations.rebuild import rebuild
 
@@ -149,13 +181,16 @@ def rebuild_registry(around: Surroundings, *, really: bool, as_json: bool) -> No
         return list(await rebuild(services, apply=really))
 
     rows = [{"key": one.key, "action": one.action, "detail": one.detail} for one in with_services(around, work)]
+    lost = [row["key"] for row in rows if row["action"] == "lost"]
     if as_json:
-        print_answer({"applied": really, "data": rows}, Manner(json=True))
+        print_answer({"applied": really, "lost": lost, "data": rows}, Manner(json=True))
     elif not rows:
         click.echo("the registry is whole; nothing to do")
     else:
         print_answer({"data": rows}, Manner())
-        click.echo("done" if really else "nothing was changed; repeat with --apply to do this")
+        done = f"done, but for what stays lost: {', '.join(lost)}" if lost else "done"
+        click.echo(done if really else "nothing was changed; repeat with --apply to do this")
+    return RegistryDamaged.exit_code if lost else 0
 
 
 COMMANDS = (version, init, login, serve, stdio, housekeeping, doctor, ssh_key)

@@ -29,6 +29,7 @@ LINE_SHOWN = 500
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _MOMENT = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?(?:\+00:00|Z)")
 _DIGEST = re.compile(r"\b(sha256:[0-9a-f]{12})[0-9a-f]{52}\b")
+_TOOL = re.compile(r"`?(?<![\w./-])([a-z]+(?:_[a-z]+)+)(?![\w./-]\w)`?")
 _PAGE = {"data", "limit", "offset", "total", "nextOffset"}
 _UNITS = {"duration": "ms"}
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -174,12 +175,25 @@ def show_error(error: CodebError, out: Console) -> None:
     """`error:` and `hint:`, and for a failed run what each step came to and what its app said last."""
     out.print(f"error: {text_of(redact_text(error.message))}", style="red", soft_wrap=True)
     if error.hint:
-        out.print(f"hint: {text_of(redact_text(error.hint))}", soft_wrap=True)
+        out.print(f"hint: {text_of(redact_text(in_commands(error.hint)))}", soft_wrap=True)
     steps = error.detail.get("steps")
     for step in steps if isinstance(steps, list) else []:
         if isinstance(step, Mapping) and step.get("error"):
             out.print(f"  {text_of(step.get('name'))}: {_harmless(step['error'])}", soft_wrap=True)
     _show_said(error.detail, out)
+
+
+def in_commands(hint: str) -> str:
+    """The hint with commands in the place of tools: whoever reads it types. A name of one word is a plain verb and stays."""
+    from codeb_mcp.faces.tools import ToolList
+
+    tools = frozenset(ToolList.load().names())
+
+    def command(found: re.Match[str]) -> str:
+        words_of = found[1].replace("_", " ", 1).replace("_", "-")
+        return f"`codeb {words_of}`" if found[1] in tools else found[0]
+
+    return _TOOL.sub(command, hint)
 
 
 def _show_said(detail: Mapping[str, Any], out: Console) -> None:

@@ -20,6 +20,7 @@ from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.evidence import Evidence, gather, own_hosts
 from codeb_mcp.operations.keys import PLATFORM_TEAM
 from codeb_mcp.operations.lost_keys import ended_again
+from codeb_mcp.operations.new_owner import KEYS
 from codeb_mcp.operations.setup import SSOT_VERSION
 from codeb_mcp.operations.state import environments, parse_slots
 from codeb_mcp.registry.files import FileStore
@@ -83,7 +84,9 @@ async def _mend(services: Services, store: FileStore, damage: Damage, evidence: 
         return await _restore(services, store, damage, evidence, apply=apply)
     doc = await _from_world(services, key, evidence)
     if doc is None:
-        return Rebuilt(key, "lost", f"{damage.problem}; no version of it is kept and nothing else tells its content")
+        way = "; `codeb init --new-owner-key` voids all keys and makes one new owner key" if key == KEYS else ""
+        said = f"{damage.problem}; no version of it is kept and nothing else tells its content{way}"
+        return Rebuilt(key, "lost", said)
     if apply:
         await store.replace_damaged(key, doc)
     untold = "settings of all projects: defaults; " if key == "ssot" else ""

@@ -10,7 +10,7 @@ from pydantic import Field
 from codeb_mcp.drivers.protocols import ContainerSpec
 from codeb_mcp.model.access import Principal, Reach, Role, in_scope
 from codeb_mcp.model.drift import Drift, Repair
-from codeb_mcp.model.errors import CodebError, Conflict, NotFound
+from codeb_mcp.model.errors import CodebError, Conflict, NotFound, ReleaseUnhealthy
 from codeb_mcp.model.machine import Action
 from codeb_mcp.model.names import Environment, Identifier, ProjectName, Slot, container_name, split_environment_key
 from codeb_mcp.model.sequence import Sequence, Step
@@ -116,6 +116,11 @@ class RepairResult(Result):
 
     data: list[RepairRow]
     repaired: int
+
+    @property
+    def exit_code(self) -> int:
+        """That of a release that is not healthy unless everything was mended."""
+        return 0 if self.repaired == len(self.data) else ReleaseUnhealthy.exit_code
 
 
 @operation(effect=Effect.DESTROY, role=Role.ADMIN, reach=Reach.TEAM, long=True)

@@ -13,7 +13,7 @@ import pytest
 
 from codeb_mcp import __version__
 from codeb_mcp.faces.cli_keys import configured_key, key_path, save_key
-from codeb_mcp.faces.cli_show import console, show, show_error
+from codeb_mcp.faces.cli_show import console, in_commands, show, show_error
 from codeb_mcp.model.errors import InvalidRequest, NotFound, Unauthenticated
 from tests.faces.cli_world import CliWorld
 
@@ -402,6 +402,76 @@ def test_a_damaged_registry_is_rebuilt_only_when_told_to(world: CliWorld) -> Non
     assert world("registry", "rebuild", "--apply", "--json").json["applied"] is True
     assert world("slot", "status", "shop", "--json").json["activeSlot"] == "blue"
     assert "nothing to do" in world("registry", "rebuild").out
+
+
+def _without_keys(world: CliWorld) -> Path:
+    """The file of keys, damaged, and none of its kept versions left."""
+    registry = world.root / "registry"
+    for kept in (path for path in registry.rglob("*") if "api-keys" in str(path.relative_to(registry))):
+        if kept.is_file() and kept != registry / "api-keys.json":
+            kept.unlink()
+    keys = registry / "api-keys.json"
+    keys.write_text("{", encoding="utf-8")
+    return keys
+
+
+def test_lost_keys_are_made_anew_by_whoever_owns_the_machine(world: CliWorld) -> None:
+    world.initialised().with_live()
+    former = world.environ["CODEB_API_KEY"]
+    refused = world("init", "--new-owner-key", "--yes")
+    assert (refused.code, "not damaged" in refused.err) == (14, True)
+    keys = _without_keys(world)
+    rebuilt = world("registry", "rebuild", "--apply")
+    assert rebuilt.code == 30
+    assert "codeb init --new-owner-key" in " ".join(rebuilt.out.split())
+    assert rebuilt.out.splitlines()[-1].endswith("api-keys")
+    assert world("registry", "rebuild", "--json").json["lost"] == ["api-keys"]
+    assert world("init").code == 30
+    unasked = world("init", "--new-owner-key")
+    assert (unasked.code, "--yes" in unasked.err, keys.read_text(encoding="utf-8")) == (10, True, "{")
+    world.environ["CODEB_API_KEY"] = world("init", "--new-owner-key", "--yes", "--json").json["ownerKey"]
+    assert world("slot", "status", "shop", "--json").json["activeSlot"] == "blue"
+    assert world("slot", "status", "shop", environ={"CODEB_API_KEY": former}).code == 11
+    assert [path.read_text() for path in (world.root / "registry" / ".damaged").glob("api-keys*")] == ["{"]
+    rows = world("audit", "list", "--json").json["data"]
+    assert [row["outcome"] for row in rows if row["tool"] == "owner_key_new"] == ["ok"]
+    assert world("audit", "verify").code == 0
+    assert "nothing to do" in world("registry", "rebuild").out
+    assert world("init", "--new-owner-key", "--yes").code == 14
+
+
+def test_keys_with_a_version_left_are_restored_and_not_made_anew(world: CliWorld) -> None:
+    world.initialised()
+    keys = world.root / "registry" / "api-keys.json"
+    keys.write_text("{", encoding="utf-8")
+    refused = world("init", "--new-owner-key", "--yes")
+    assert (refused.code, "registry rebuild --apply" in refused.err) == (14, True)
+    assert world("registry", "rebuild", "--apply").code == 0
+    assert world("slot", "list").code == 0
+
+
+def test_a_repair_that_mended_too_little_does_not_exit_with_success(world: CliWorld) -> None:
+    world.initialised().with_live()
+    world.edge.restart(keep=False)
+    found = [row["id"] for row in world("registry", "check", "--json").json["data"] if row["repair"] != "none"]
+    assert found
+    some = world("registry", "repair", found[0], "drift_unknown", "--yes", "--json")
+    assert (some.code, some.json["repaired"]) == (17, 1)
+    world.edge.restart(keep=False)
+    assert world("registry", "repair", found[0], "--yes").code == 0
+
+
+def test_a_hint_names_commands_where_a_person_reads_it(world: CliWorld) -> None:
+    world.initialised()
+    said = world("operation", "get", "op_unknown")
+    assert "List them with `codeb operation list`." in said.err
+    machine = world("operation", "get", "op_unknown", "--json")
+    assert "operation_list" in machine.out + machine.err
+    assert in_commands("Use slot_cleanup, then deploy.") == "Use `codeb slot cleanup`, then deploy."
+    assert (
+        in_commands("Set server.slot_list or `env_backup_list`.") == "Set server.slot_list or `codeb env backup-list`."
+    )
+    assert in_commands("Set docker.min_free_mb.") == "Set docker.min_free_mb."
 
 
 def test_settings_that_are_wrong_are_named(world: CliWorld) -> None:
