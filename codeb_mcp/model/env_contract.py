@@ -14,6 +14,7 @@ from pydantic_core import SchemaError
 
 from codeb_mcp.model.env import EnvName, sounds_secret
 from codeb_mcp.model.names import Environment
+from codeb_mcp.model.redaction import redact_text
 
 LARGEST_CONTRACT = 10_000
 
@@ -32,6 +33,13 @@ def _is_pattern(text: str) -> str:
     return text
 
 
+def _no_secret(text: str) -> str:
+    """A contract is shown to everybody who may look at the project."""
+    if redact_text(text) != text:
+        raise ValueError("looks like it holds a secret; a contract says what is wanted, not what it is")
+    return text
+
+
 class EnvRule(BaseModel):
     """What is wanted of one variable. Without `environments` it is wanted in all of them."""
 
@@ -40,11 +48,11 @@ class EnvRule(BaseModel):
     )
 
     required: bool = False
-    pattern: Annotated[str, Field(max_length=200), AfterValidator(_is_pattern)] | None = Field(
+    pattern: Annotated[str, Field(max_length=200), AfterValidator(_is_pattern), AfterValidator(_no_secret)] | None = Field(
         None, description="Regular expression that the whole value has to match"
     )
     secret: bool | None = Field(None, description="Whether it is a secret; default: judged by its name")
-    description: str = Field(
+    description: Annotated[str, AfterValidator(_no_secret)] = Field(
         "", max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f]*$"
     )
     environments: tuple[Environment, ...] | None = Field(None, max_length=3)

@@ -68,16 +68,21 @@ def redact(value: Any, key: str = "") -> Any:
     return value
 
 
-def secret_fields(arguments: Mapping[str, Any]) -> list[str]:
-    """The names of arguments that hold an unmistakable secret anywhere inside."""
-    return [name for name, value in arguments.items() if _holds_secret(value)]
+def secret_fields(arguments: Mapping[str, Any], meant: frozenset[str] = frozenset()) -> list[str]:
+    """The names of arguments that hold an unmistakable secret anywhere inside, also as a name. Those in `meant` may hold
+    secrets, but not as the names of what they hold: names are shown."""
+    return [
+        name
+        for name, value in arguments.items()
+        if _holds_secret(value if name not in meant else [*value] if isinstance(value, Mapping) else None)
+    ]
 
 
 def _holds_secret(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) >= _SHORTEST and (_SHAPES.search(value) is not None or _URL.search(value) is not None)
     if isinstance(value, Mapping):
-        return any(_holds_secret(item) for item in value.values())
+        return any(_holds_secret(item) for pair in value.items() for item in pair)
     return isinstance(value, list | tuple) and any(_holds_secret(item) for item in value)
 
 

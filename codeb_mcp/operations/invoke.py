@@ -130,7 +130,7 @@ def validated(operation: Operation, arguments: Mapping[str, Any]) -> Request:
     a request is read by people and models."""
     if is_bottomless(arguments):
         raise InvalidRequest("params: are nested too deeply", hint=f"Use at most {DEEPEST} levels.")
-    if held := [name for name in secret_fields(arguments) if name not in operation.request.secret]:
+    if held := secret_fields(arguments, operation.request.secret):
         fields = [{"field": clean_text(name, limit=100), "problem": "looks like a secret"} for name in held[:20]]
         said = f"{fields[0]['field']}: looks like a secret"
         raise InvalidRequest(said, hint="Leave secrets out of calls.", fields=fields)

@@ -136,6 +136,7 @@ async def tell(say: Say) -> Told:
 
 
 _CHANGING = (
+    (re.compile(r"/[\w./-]*pytest-of-[^\s;`,]*"), "<folder>"),
     (re.compile(r"op_[0-9a-f]{24}"), "op_*"),
     (re.compile(r"\b(key|mem)_[0-9a-f]{12}"), r"\1_*"),
     (re.compile(r"codeb_[a-z-]+_[a-z]+_[A-Za-z0-9]{36}"), "codeb_*"),

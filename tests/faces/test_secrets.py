@@ -32,9 +32,18 @@ def _found(text: str, *, where: Any) -> None:
             assert core not in text, (kind, where)
 
 
+def is_env(path: Path) -> bool:
+    """A live env file, or a version of one."""
+    return path.suffix == ".env" or path.name.startswith(".env.")
+
+
 def _everything_written(world: World) -> str:
+    """Logs and all files, but for those that are there to hold variables (mode 0600)."""
     root = world.services.settings.root
-    parts = [path.read_text(encoding="utf-8", errors="replace") for path in root.rglob("*") if path.is_file()]
+    files = [path for path in root.rglob("*") if path.is_file()]
+    for path in [one for one in files if is_env(one)]:
+        assert path.stat().st_mode & 0o077 == 0, path
+    parts = [path.read_text(encoding="utf-8", errors="replace") for path in files if not is_env(path)]
     return "\n".join([world.log.getvalue(), *parts])
 
 
