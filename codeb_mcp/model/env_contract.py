@@ -48,8 +48,8 @@ class EnvRule(BaseModel):
     )
 
     required: bool = False
-    pattern: Annotated[str, Field(max_length=200), AfterValidator(_is_pattern), AfterValidator(_no_secret)] | None = Field(
-        None, description="Regular expression that the whole value has to match"
+    pattern: Annotated[str, Field(max_length=200), AfterValidator(_is_pattern), AfterValidator(_no_secret)] | None = (
+        Field(None, description="Regular expression that the whole value has to match")
     )
     secret: bool | None = Field(None, description="Whether it is a secret; default: judged by its name")
     description: Annotated[str, AfterValidator(_no_secret)] = Field(

@@ -233,7 +233,7 @@ async def _storm(client: Client, canaries: Canaries) -> None:
         if result.is_error:
             error = result.structured_content["error"]
             assert error["code"] not in ("bug", "internal"), (tool, params, error)
-            assert not UNPRINTABLE.search(result.content[0].text)
+            assert not UNPRINTABLE.search(json.loads(result.content[0].model_dump_json())["text"])
 
 
 @pytest.mark.parametrize("way", ["mcp auto", "mcp legacy", "http auto", "http legacy", "sse legacy", "sse auto"])
