@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ LISTED = frozenset({"/api/audit"})
 SESSIONS = ("/mcp", "/sse", "/messages")
 """Paths whose sessions the SDK keeps."""
 STREAMS = frozenset({"/mcp", "/sse", "/api/logs/stream"})
+RUN_STREAM = re.compile(r"/api/operations/[^/]+/stream")
 """A GET of these goes on until somebody ends it."""
 LOOK_SECONDS = 0.5
 END_SECONDS = 2.0
@@ -145,7 +147,7 @@ class Guard:
                 return
         elif scope["path"] not in LISTED or scope["method"] != "GET":
             await limit(self._services, scope[CALLER])
-        if scope["method"] == "GET" and scope["path"] in STREAMS:
+        if scope["method"] == "GET" and (scope["path"] in STREAMS or RUN_STREAM.fullmatch(scope["path"])):
             await self._while_valid(scope, headers, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -145,6 +145,7 @@ minute, whatever it asks for.
 | `POST /api/tool` | calls an operation | yes |
 | `GET /api`, `GET /api/tools` | name, version and operations; which of them the key may use | yes |
 | `GET /api/logs/stream?project=&environment=&slot=` | container logs as server-sent events | viewer |
+| `GET /api/operations/{operationId}/stream` | a run's steps as server-sent events: `step` for each so far and to come, `progress` within one, `result` at its end | viewer |
 | `GET /api/audit?limit=&offset=` | what your team did, newest first | viewer |
 | `GET /health` | `{"status":"healthy","version":…}` | no |
 | `GET /metrics` | Prometheus text | of the platform's team; none from this machine itself |

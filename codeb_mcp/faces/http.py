@@ -1,7 +1,7 @@
 """`codeb serve`: one application on one port, for MCP clients, for `curl`, for Prometheus.
 
 `/mcp` streamable HTTP · `/sse` and `/messages/` · `POST /api/tool` · `GET /api`, `/api/tools`, `/api/audit`,
-`/api/logs/stream` · `/health` · `/metrics`
+`/api/logs/stream`, `/api/operations/{operationId}/stream` · `/health` · `/metrics`
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from codeb_mcp.faces.calls import Caller
 from codeb_mcp.faces.logs import forward_library_logs
 from codeb_mcp.faces.mcp import Face, parts_of
 from codeb_mcp.faces.metrics import Metrics
+from codeb_mcp.faces.run_streams import RunStreams
 from codeb_mcp.faces.streams import LogStreams
 from codeb_mcp.model.access import Principal
 from codeb_mcp.model.errors import (
@@ -80,6 +81,7 @@ class Api:
         self._leaving = leaving
         self._metrics = metrics
         self._streams = LogStreams(caller)
+        self._run_streams = RunStreams(caller)
         self._started = time.monotonic()
 
     async def tool(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,6 +122,15 @@ class Api:
         """`GET /api/logs/stream`."""
         try:
             stream = await self._streams.open(scope[CALLER], _query(scope), scope[CORRELATION])
+        except CodebError as error:
+            return await reply(send, envelope.failure(error, scope[CORRELATION]))
+        return await stream(scope, receive, send)
+
+    async def run_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`GET /api/operations/{operationId}/stream`."""
+        try:
+            run_id = scope["path_params"]["operation_id"]
+            stream = await self._run_streams.open(scope[CALLER], run_id, scope[CORRELATION])
         except CodebError as error:
             return await reply(send, envelope.failure(error, scope[CORRELATION]))
         return await stream(scope, receive, send)
@@ -270,6 +281,7 @@ def build_app(
             Route("/api/tools", api.tools),
             *(Route(path, _Endpoint(api.listed), methods=["GET"]) for path in LISTS),
             Route("/api/logs/stream", _Endpoint(api.stream), methods=["GET"]),
+            Route("/api/operations/{operation_id}/stream", _Endpoint(api.run_stream), methods=["GET"]),
             Route("/health", api.health),
             Route("/metrics", api.metrics),
         ],

@@ -113,9 +113,9 @@ class Stream:
         """Send lines until the container or the client is gone."""
         self._owner.open_streams[self._key_id] += 1
         try:
-            await send(_start())
+            await send(event_head())
             sending = asyncio.create_task(self._send_lines(send))
-            leaving = asyncio.create_task(_gone(receive))
+            leaving = asyncio.create_task(event_gone(receive))
             try:
                 await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
                 if sending.done():
@@ -136,15 +136,15 @@ class Stream:
                 source = source or asyncio.ensure_future(anext(self._lines))
                 await asyncio.wait({source}, timeout=PING_SECONDS)
                 if not source.done():
-                    await send(_chunk(b": still here\n\n"))
+                    await send(event_chunk(b": still here\n\n"))
                     continue
                 line, source = source.result(), None
                 if (event := self._event(line, loop.time())) is not None:
-                    await send(_chunk(event))
+                    await send(event_chunk(event))
         except StopAsyncIteration:
-            await send(_chunk(_named("end", {"reason": "the container has stopped"})))
+            await send(event_chunk(event_named("end", {"reason": "the container has stopped"})))
         except CodebError as error:
-            await send(_chunk(_named("end", {"reason": clean_text(error.message, limit=LINE_LIMIT)})))
+            await send(event_chunk(event_named("end", {"reason": clean_text(error.message, limit=LINE_LIMIT)})))
         finally:
             if source is not None:
                 source.cancel()
@@ -162,11 +162,11 @@ class Stream:
         stamp, _, text = clean.partition(" ")
         news = b""
         if dropped := self._pace.take_dropped():
-            news = _named("dropped", {"lines": dropped})
+            news = event_named("dropped", {"lines": dropped})
         return news + b"data: " + to_json({"timestamp": stamp, "level": level, "line": text}) + b"\n\n"
 
 
-def _start() -> Message:
+def event_head() -> Message:
     headers = [
         (b"content-type", b"text/event-stream"),
         (b"cache-control", b"no-cache, no-transform"),
@@ -175,14 +175,14 @@ def _start() -> Message:
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
-def _chunk(body: bytes) -> Message:
+def event_chunk(body: bytes) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": True}
 
 
-def _named(event: str, data: Mapping[str, Any]) -> bytes:
+def event_named(event: str, data: Mapping[str, Any]) -> bytes:
     return b"event: " + event.encode() + b"\ndata: " + to_json(data) + b"\n\n"
 
 
-async def _gone(receive: Receive) -> None:
+async def event_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -273,7 +273,18 @@ async def test_a_correlation_id_is_taken_if_it_is_harmless_and_echoed(served: Se
 
 # ── the door ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-ROUTES = ["/api", "/api/tools", "/api/audit", "/api/logs/stream", "/health", "/metrics", "/mcp", "/sse", "/nowhere"]
+ROUTES = [
+    "/api",
+    "/api/tools",
+    "/api/audit",
+    "/api/logs/stream",
+    "/api/operations/op_x/stream",
+    "/health",
+    "/metrics",
+    "/mcp",
+    "/sse",
+    "/nowhere",
+]
 
 
 @pytest.mark.parametrize("path", ROUTES)
