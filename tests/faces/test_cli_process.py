@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import re
 import select
 import signal
+import struct
 import subprocess
 import sys
 import sysconfig
+import termios
 import time
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from tests.faces.cli_world import CliWorld
 
 CHECKOUT = Path(__file__).parents[2]
 WAIT_SECONDS = 30.0
+BAR = "[━╸╺]"
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -111,6 +117,60 @@ def test_the_first_interrupt_tells_how_to_go_on_and_the_second_leaves_the_run_op
     assert (rows[0]["kind"], rows[0]["status"]) == ("deploy", "interrupted")
     shown = world("operation", "get", rows[0]["operationId"], "--json").json
     assert shown["status"] == "interrupted"
+
+
+def test_a_bar_moves_on_a_real_terminal_and_is_taken_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = CliWorld(tmp_path / "codeb", capsys).initialised().with_project()
+    words = ["deploy", "shop", "--image", "ghcr.io/acme/shop:sick"]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.faces.cli_child", str(world.root), *words],
+        stdin=theirs, stdout=theirs, stderr=theirs, cwd=CHECKOUT,
+        env=environment(**world.environ, TERM="xterm-256color", NO_COLOR="", COLUMNS=""),
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        shown = _all_of(ours)
+        assert child.wait(WAIT_SECONDS) == 17
+    finally:
+        os.close(ours)
+        child.kill()
+        child.communicate()
+    frames = [frame for frame in re.split(r"\r\x1b\[2K|\r", shown) if re.search(BAR, frame)]
+    labels = [_plain(frame).partition("  ")[0].strip() for frame in frames]
+    lengths = {len(re.findall(BAR, frame)) for frame in frames}
+    assert len(frames) > 3, shown
+    assert len(dict.fromkeys(labels)) > 1, labels
+    assert lengths == {max(lengths)}
+    assert all(len(_plain(frame).rstrip()) <= 80 for frame in frames), frames
+    done = [len(re.findall(BAR, frame.partition("[38;5;237m")[0])) for frame in frames[1:]]
+    assert done[-1] > 0
+    assert "\x1b[?25l" in shown
+    assert shown.rindex("\x1b[?25h") > max(found.start() for found in re.finditer(BAR, shown))
+    ending = _plain(shown[shown.rindex("\x1b[?25h") :])
+    assert "error: " in ending
+    assert "Traceback" not in shown
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def _all_of(terminal: int) -> str:
+    """What a child writes to the terminal until it has closed its side."""
+    said, until = b"", time.monotonic() + WAIT_SECONDS
+    while (left := until - time.monotonic()) > 0:
+        if not select.select([terminal], [], [], left)[0]:
+            break
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # as Linux tells that nobody has the other side any more
+            return said.decode()
+        if not part:
+            return said.decode()
+        said += part
+    raise AssertionError(said)
 
 
 def test_an_interrupt_without_a_run_ends_the_command_at_once(
