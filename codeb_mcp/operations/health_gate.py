@@ -12,7 +12,7 @@ from codeb_mcp.model.project import HealthCheck
 from codeb_mcp.model.redaction import clean_text
 
 FIRST_PAUSE_SECONDS = 0.01
-PAUSE_GROWTH = 1.3
+PAUSE_GROWTH = 1.15
 RESTARTS_ALLOWED = 2
 LOG_LINES = 15
 HEAD_SHOWN = 120

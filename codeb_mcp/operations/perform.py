@@ -232,10 +232,14 @@ async def publish_preview(run: Performer, action: Action) -> Mapping[str, Any]:
     await ensure_site(run, site)
     host = site.blue_preview if slot is Slot.BLUE else site.green_preview
     path = slots.record(slot).health_path or "/"
-    answer = await run.drivers.prober.public(host or "", path, timeout_seconds=5)
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(run.drivers.prober.public(host or "", path, timeout_seconds=5))
+        flags = group.create_task(_problem_of(require_flags_seen(run.services, slots.key, site.hosts[0], path)))
+    answer = asked.result()
     if answer.status is None or answer.slot != slot.value:
         raise DriverRefused(f"{host} does not reach slot {slot}: {_words(answer)}", hint="Run registry_check.")
-    await require_flags_seen(run.services, slots.key, site.hosts[0], path)
+    if (problem := flags.result()) is not None:
+        raise problem
     return {"previewUrl": url_of(run.services.settings, host or "")}
 
 
