@@ -59,6 +59,16 @@ def _choices(schema: Any, shared: Any) -> Iterator[dict[str, Any]]:
             yield from _choices(one, shared)
 
 
+def _inside(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The places inside an object or a list, by the step that leads there."""
+    yield from schema.get("properties", {}).items()
+    if "items" in schema:
+        yield EACH, schema["items"]
+    for inner in (schema.get("additionalProperties"), *schema.get("patternProperties", {}).values()):
+        if isinstance(inner, dict):
+            yield ANY, inner
+
+
 def _paths(schema: Any, shared: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Where text, or something with text inside, may be put; nested places below it."""
     if len(above) > DEEPEST:
@@ -66,14 +76,10 @@ def _paths(schema: Any, shared: Any, above: tuple[str, ...] = ()) -> Iterator[tu
     for one in _choices(schema, shared):
         if one.get("type") in ("string", "array") or "enum" in one:
             yield above
-        for name, inner in one.get("properties", {}).items():
-            yield from _paths(inner, shared, (*above, name))
-        if "items" in one:
-            yield from _paths(one["items"], shared, (*above, EACH))
-        for inner in (one.get("additionalProperties"), *one.get("patternProperties", {}).values()):
-            if isinstance(inner, dict):
+        for name, inner in _inside(one):
+            if name == ANY:
                 yield (*above, NAME_OF)
-                yield from _paths(inner, shared, (*above, ANY))
+            yield from _paths(inner, shared, (*above, name))
         if above and one.get("type") == "object":
             yield (*above, "unknown")
 
