@@ -199,6 +199,8 @@ class FakeProber:
         if slot is None:
             return Answer(503, body_head=f"{site.key}: no release is live yet")
         app = self._edge.apps.get(site.port(slot))
+        if app is None and host not in site.hosts:
+            return Answer(503, body_head=f"{site.key}: no release answers in slot {slot.value}")
         if app is None:
             return Answer(502)
         answer = app(path)

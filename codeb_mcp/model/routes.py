@@ -100,7 +100,7 @@ def site_key(route: Route) -> str | None:
 def site_route(site: Site, flags_folder: str) -> Route:
     """The route object of a site for Caddy's JSON configuration (caddyserver.com/docs/json/apps/http)."""
     previews = [
-        {"match": [{"host": [name]}], "terminal": True, "handle": _to_slot(site, slot)}
+        {"match": [{"host": [name]}], "terminal": True, "handle": [_or_nothing(site, slot)]}
         for slot, name in ((Slot.BLUE, site.blue_preview), (Slot.GREEN, site.green_preview))
         if name
     ]
@@ -151,7 +151,7 @@ def site_from_route(route: Route) -> Site | None:
     that it names no two ports."""
     key = site_key(route)
     try:
-        inner = route["handle"][-1]["routes"] if key else []
+        inner = [_unwrapped(one) for one in route["handle"][-1]["routes"]] if key else []
         ports = {slot: _port_to(inner, slot) for slot in Slot}
         previews = {slot: _preview_of(inner, slot) for slot in Slot}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
@@ -163,6 +163,12 @@ def site_from_route(route: Route) -> Site | None:
     return Site(
         key, hosts, blue, green, previews[Slot.BLUE], previews[Slot.GREEN], security_headers=len(route["handle"]) > 1
     )
+
+
+def _unwrapped(route: Route) -> Route:
+    """A preview's route with its handlers as they stand in a public one; earlier versions made them so."""
+    first = route["handle"][0]
+    return {**route, "handle": first["routes"][0]["handle"]} if first.get("handler") == "subroute" else route
 
 
 def _to(route: Route, slot: Slot) -> bool:
@@ -191,12 +197,32 @@ def _to_slot(site: Site, slot: Slot) -> list[dict[str, Any]]:
     ]
 
 
+def _or_nothing(site: Site, slot: Slot) -> dict[str, Any]:
+    """To the slot, and a plain sentence when nobody is there. Other errors stay what they are: without the second route
+    they would end as an empty 200."""
+    nobody = {
+        "match": [{"expression": "{http.error.status_code} == 502"}],
+        "terminal": True,
+        "handle": [_unavailable(f"{site.key}: no release answers in slot {slot.value}")],
+    }
+    same = {"handle": [{"handler": "error", "status_code": "{http.error.status_code}"}]}
+    return {
+        "handler": "subroute",
+        "routes": [{"handle": _to_slot(site, slot)}],
+        "errors": {"routes": [nobody, same]},
+    }
+
+
 def _nothing_live(site: Site) -> dict[str, Any]:
+    return _unavailable(f"{site.key}: no release is live yet")
+
+
+def _unavailable(said: str) -> dict[str, Any]:
     return {
         "handler": "static_response",
         "status_code": 503,
         "headers": {"Retry-After": ["5"], "Content-Type": ["text/plain; charset=utf-8"]},
-        "body": f"{site.key}: no release is live yet\n",
+        "body": f"{said}\n",
     }
 
 

@@ -230,6 +230,17 @@ async def test_an_answer_that_the_proxy_makes_up_names_no_slot(edge: Case) -> No
     assert (answer.status, answer.slot) == (502, None)
 
 
+async def test_a_preview_of_an_empty_slot_says_so_instead_of_a_bare_502(edge: Case) -> None:
+    shop = site(KEY, edge.ports, preview=True)
+    edge.traffic.switch(KEY, Slot.BLUE, fence=1)
+    await edge.proxy().apply(upsert=[shop])
+    await edge.serve(shop.blue_port, "blue")
+    for name, expected in ((shop.green_preview, (503, None)), (shop.blue_preview, (200, "blue"))):
+        answer = await edge.prober.public(name or "", "/", timeout_seconds=10)
+        assert (answer.status, answer.slot) == expected
+        assert ("no release answers in slot green" in (answer.body_head or "")) is (answer.status == 503)
+
+
 async def test_a_release_cannot_pretend_to_be_the_other_slot(real: RealCase) -> None:
     shop = await _shop(real)
     await real.serve(shop.blue_port, "liar")

@@ -38,7 +38,9 @@ def test_the_route_looks_for_green_first_then_for_off_and_ends_at_blue() -> None
     route = site_route(SHOP, "/flags")
     tried = [inner["match"][0].get("file", {}).get("try_files") for inner in _handlers(route) if "match" in inner]
     assert tried == [None, None, ["/shop-production.green"], ["/shop-production.off"]]
-    dials = [inner["handle"][-1].get("upstreams", [{}])[0].get("dial") for inner in _handlers(route)]
+    shown = [inner["handle"] for inner in _handlers(route)]
+    shown = [handle[0]["routes"][0]["handle"] if handle[0]["handler"] == "subroute" else handle for handle in shown]
+    dials = [handle[-1].get("upstreams", [{}])[0].get("dial") for handle in shown]
     assert dials == ["127.0.0.1:4000", "127.0.0.1:4001", "127.0.0.1:4001", None, "127.0.0.1:4000"]
     assert "match" not in _handlers(route)[-1]
     assert route["match"] == [{"host": ["shop.test", "www.shop.test", "b.preview.test", "g.preview.test"]}]
@@ -185,6 +187,14 @@ def test_hsts_is_for_tls_only_and_for_no_name_below() -> None:
 def test_a_site_is_told_from_its_route_with_or_without_security_headers(headers: bool) -> None:
     wanted = replace(SHOP, security_headers=headers)
     assert site_from_route(site_route(wanted, "/f")) == wanted
+
+
+def test_a_site_is_told_from_a_route_of_an_earlier_version() -> None:
+    route = site_route(SHOP, "/f")
+    for inner in route["handle"][-1]["routes"]:
+        if inner["handle"][0]["handler"] == "subroute":
+            inner["handle"] = inner["handle"][0]["routes"][0]["handle"]
+    assert site_from_route(route) == SHOP
 
 
 OURS = site_route(Site("shop-production", ("shop.test", "www.shop.test"), 4000, 4001), "/flags")
