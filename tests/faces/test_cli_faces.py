@@ -55,7 +55,8 @@ class Terminal:
         assert said.count("\n") == 1, said
         body = json.loads(said)
         if body.get("success") is not False:
-            bad_news = body.get("status") == "unhealthy" or body.get("ok") is False
+            unmended = "repaired" in body and body["repaired"] < len(body["data"])
+            bad_news = body.get("status") == "unhealthy" or body.get("ok") is False or unmended
             assert (code != 0) == bad_news, said
             return Outcome(body, text=said)
         assert code == ERRORS[body["code"]].exit_code
