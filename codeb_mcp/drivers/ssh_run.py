@@ -140,9 +140,10 @@ async def run(connection: Any, attempt: Attempt, command: Command, stdin: bytes,
     )
     try:
         channel, _ = await asyncio.shield(opening)
-        if stdin:
-            channel.write(stdin)
-        channel.write_eof()
+        with contextlib.suppress(BrokenPipeError):  # it ended without reading all of its input; how, its end tells
+            if stdin:
+                channel.write(stdin)
+            channel.write_eof()
         return await session.finished()
     except load().ChannelOpenError:
         if session.open:
