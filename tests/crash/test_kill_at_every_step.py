@@ -55,9 +55,11 @@ def settled(installation: Installation) -> bool:
 
 def check_whole(installation: Installation, project: str) -> dict[str, Any]:
     """Registry, engine, proxy and public address agree; answers the slot document."""
-    drift = installation.call("registry_check")
+    drift = installation.call("registry_check", limit=200)
     assert drift.ok, drift.body
-    assert drift.body["data"] == [], drift.body["data"]
+    # Other tests have containers of their own on the same engine, which this registry rightly does not know.
+    ours = [row for row in drift.body["data"] if row["environment"].startswith(f"{project}-")]
+    assert ours == [], ours
     slots = installation.slots(project)
     full = {f"{project}-production-{slot}" for slot in ("blue", "green") if slots[slot]["state"] != "empty"}
     assert set(installation.containers(project)) == full
