@@ -133,9 +133,9 @@ async def test_an_adopted_site_is_promoted_and_rolled_back_under_load(
     print(f"{sum(hammer.answers.values())} requests, {hammer.reopened} connections reopened, {hammer.failed} lost")
     assert set(hammer.answers) == {200}, hammer.answers
     # The one change of the proxy's configuration: newer Caddys open a second listening socket and reset who has just come to
-    # the first; connections that are open, and all later switches, lose nothing.
+    # the first, or close one that was idle until just then; all later switches lose nothing.
     newer = "caddy-wheel" in request.node.name
-    assert all("reset by peer" in one for one in hammer.lost), hammer.lost
+    assert all("reset by peer" in one or "RemoteDisconnected" in one for one in hammer.lost), hammer.lost
     assert len(hammer.lost) <= (4 if newer else 0), hammer.lost
     assert set(hammer.bodies) == {"v1", "v2"}
     assert earlier.state() == before, "the adopted container went on all the while"
