@@ -33,6 +33,12 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     ports.release()
 
 
+with_a_server = pytest.mark.parametrize(
+    "case", [kind for kind in KINDS if kind != "fake"], indirect=True, scope="module"
+)
+"""For what only a server has: secrets, zones that it does not know, hanging."""
+
+
 @pytest.fixture
 def name(unique: str) -> str:
     """A name of this test alone."""
@@ -153,9 +159,8 @@ def _require_typed(case: ZoneCase, error: CodebError, *secrets: str) -> None:
     assert error.hint.endswith((".", "secret"))
 
 
+@with_a_server
 async def test_a_wrong_secret_is_refused_and_never_told(case: ZoneCase, name: str, tmp_path: Path) -> None:
-    if case.kind == "fake":
-        pytest.skip("the fake has no secret")
     file = tmp_path / "wrong"
     file.write_text("bm90IHRoZSByaWdodCBzZWNyZXQgYXQgYWxsIQ==", encoding="utf-8")
     file.chmod(0o600)
@@ -167,12 +172,11 @@ async def test_a_wrong_secret_is_refused_and_never_told(case: ZoneCase, name: st
     await zone.close()
 
 
+@with_a_server
 @pytest.mark.parametrize("content", ["", "two\nlines", "spa ce", "\x00"])
 async def test_a_secret_file_that_holds_no_secret_is_refused(
     case: ZoneCase, name: str, tmp_path: Path, content: str
 ) -> None:
-    if case.kind == "fake":
-        pytest.skip("the fake has no secret")
     file = tmp_path / "odd"
     file.write_text(content, encoding="utf-8")
     file.chmod(0o600)
@@ -182,9 +186,8 @@ async def test_a_secret_file_that_holds_no_secret_is_refused(
     await zone.close()
 
 
+@with_a_server
 async def test_a_secret_that_others_may_read_is_not_used(case: ZoneCase, name: str, tmp_path: Path) -> None:
-    if case.kind == "fake":
-        pytest.skip("the fake has no secret")
     file = tmp_path / "open"
     file.write_text(case.secret.read_text(), encoding="utf-8")
     for mode in (0o644, 0o640, 0o604):
@@ -195,9 +198,8 @@ async def test_a_secret_that_others_may_read_is_not_used(case: ZoneCase, name: s
         await zone.close()
 
 
+@with_a_server
 async def test_a_zone_that_the_server_does_not_have_is_refused(case: ZoneCase, unique: str) -> None:
-    if case.kind == "fake":
-        pytest.skip("the fake has every zone")
     zone = case.zone("nowhere.test")
     with pytest.raises((DriverRefused, DriverUnavailable)) as caught:
         await ensure_records(zone, Wish(f"{unique}.nowhere.test", OWNER, ("192.0.2.10",)))
@@ -205,9 +207,8 @@ async def test_a_zone_that_the_server_does_not_have_is_refused(case: ZoneCase, u
     await zone.close()
 
 
+@with_a_server
 async def test_a_server_that_hangs_costs_no_more_than_its_limit(case: ZoneCase, name: str) -> None:
-    if case.kind == "fake":
-        pytest.skip("the fake does not hang")
     zone = case.zone(seconds=0.3)
     stuck = getattr(case.server, "delay", None)
     (stuck.clear if stuck else case.server.freeze)()
