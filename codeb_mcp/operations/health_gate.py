@@ -12,7 +12,10 @@ from codeb_mcp.model.project import HealthCheck
 from codeb_mcp.model.redaction import clean_text
 
 FIRST_PAUSE_SECONDS = 0.01
-PAUSE_GROWTH = 1.15
+PAUSE_SHARE = 0.05
+"""The pause as a share of the time waited so far: a release is seen to be healthy at most this much too late."""
+LOOK_SECONDS, LOOK_SHARE = 0.1, 0.3
+"""How often the engine is asked whether the release crashes: first after this time, then by the time waited so far."""
 RESTARTS_ALLOWED = 2
 LOG_LINES = 15
 HEAD_SHOWN = 120
@@ -30,7 +33,7 @@ async def wait_healthy(
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
-    pause, attempts = FIRST_PAUSE_SECONDS, 0
+    attempts, looked = 0, 0.0
     while True:
         attempts += 1
         answers = []
@@ -41,14 +44,16 @@ async def wait_healthy(
             answers.append((path, answer))
         path, answer = most_telling(answers)
         spent = loop.time() - started
-        container = await containers.inspect(name) if attempts % 4 == 0 else None
+        pause = min(max(FIRST_PAUSE_SECONDS, spent * PAUSE_SHARE), health.interval_seconds)
+        container = None
+        if spent - looked >= min(max(LOOK_SECONDS, spent * LOOK_SHARE), health.interval_seconds):
+            container, looked = await containers.inspect(name), spent
         if container is not None and container.restart_count > RESTARTS_ALLOWED:
             raise await _unhealthy(containers, name, container, (path, answer), spent)
         if spent + pause > health.deadline_seconds:
             raise await _unhealthy(containers, name, await containers.inspect(name), (path, answer), spent)
         report(min(spent / health.deadline_seconds, 0.99), f"attempt {attempts}: {_said(answer)}")
         await asyncio.sleep(pause)
-        pause = min(pause * PAUSE_GROWTH, health.interval_seconds)
 
 
 async def _unhealthy(

@@ -224,23 +224,34 @@ async def publish_preview(run: Performer, action: Action) -> Mapping[str, Any]:
     slot = Slot(action.detail["slot"])
     site = await site_of(run.store, run.services.settings, slots)
     _prepare_flag(run, slots)
-    if slots.adopted_route and not await run.drivers.proxy.has(site):
-        raise DriverRefused(
-            f"{slots.key} is served by the route of the earlier installation until its first promote",
-            hint="Promote: that puts our route in its place, and the preview addresses with it.",
-        )
-    await ensure_site(run, site)
-    host = site.blue_preview if slot is Slot.BLUE else site.green_preview
+    host = (site.blue_preview if slot is Slot.BLUE else site.green_preview) or ""
     path = slots.record(slot).health_path or "/"
-    async with asyncio.TaskGroup() as group:
-        asked = group.create_task(run.drivers.prober.public(host or "", path, timeout_seconds=5))
-        flags = group.create_task(_problem_of(require_flags_seen(run.services, slots.key, site.hosts[0], path)))
-    answer = asked.result()
-    if answer.status is None or answer.slot != slot.value:
-        raise DriverRefused(f"{host} does not reach slot {slot}: {_words(answer)}", hint="Run registry_check.")
-    if (problem := flags.result()) is not None:
-        raise problem
-    return {"previewUrl": url_of(run.services.settings, host or "")}
+    # The route is there but for once, so it is asked for together with what it leads to.
+    routed, answers = await asyncio.gather(run.drivers.proxy.has(site), _who_answers(run, slots.key, site, host, path))
+    if not routed:
+        if slots.adopted_route:
+            raise DriverRefused(
+                f"{slots.key} is served by the route of the earlier installation until its first promote",
+                hint="Promote: that puts our route in its place, and the preview addresses with it.",
+            )
+        await run.drivers.proxy.apply(upsert=[site])
+        answers = await _who_answers(run, slots.key, site, host, path)
+    preview, unseen = answers
+    if preview.status is None or preview.slot != slot.value:
+        raise DriverRefused(f"{host} does not reach slot {slot}: {_words(preview)}", hint="Run registry_check.")
+    if unseen is not None:
+        raise unseen
+    return {"previewUrl": url_of(run.services.settings, host)}
+
+
+async def _who_answers(
+    run: Performer, key: str, site: Site, preview: str, path: str
+) -> tuple[Answer, CodebError | None]:
+    """What the preview address answers, and what is wrong with who answers the public one."""
+    return await asyncio.gather(
+        run.drivers.prober.public(preview, path, timeout_seconds=5),
+        _problem_of(require_flags_seen(run.services, key, site.hosts[0], path)),
+    )
 
 
 # ── promote and rollback ────────────────────────────────────────────────────────────────────────────────────────

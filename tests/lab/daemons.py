@@ -59,6 +59,20 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def freeze(pid: int) -> None:
+    """Stop all threads of a process (SIGSTOP), and be sure of it: one that still runs would answer one more question."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(state in "TZ" for state in _thread_states(pid)), 10, f"process {pid} does not stop")
+
+
+def _thread_states(pid: int) -> list[str]:
+    states = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # ended meanwhile
+            states.append((thread / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0])
+    return states
+
+
 def launch(argv: Sequence[str], *, pidfile: Path, log: Path) -> int:
     """Start a process of its own session, detached from us, and answer its id.
 

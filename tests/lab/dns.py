@@ -26,7 +26,7 @@ import dns.tsig
 import dns.tsigkeyring
 import dns.update
 
-from tests.lab.daemons import end, launch, program, read_pid, wait_until
+from tests.lab.daemons import end, freeze, launch, program, read_pid, wait_until
 from tests.lab.ports import FreePorts
 
 PART = "dns"
@@ -66,7 +66,7 @@ class _Server:
 
     def freeze(self) -> None:
         """Let it take connections and say nothing."""
-        os.kill(self._pid(), signal.SIGSTOP)
+        freeze(self._pid())
         self._stopped = True
 
     def thaw(self) -> None:

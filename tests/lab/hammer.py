@@ -71,3 +71,9 @@ class Hammer:
     def failed(self) -> int:
         """Requests that were lost or not answered with 200."""
         return len(self.lost) + sum(count for status, count in self.answers.items() if status != 200)
+
+    @property
+    def answered(self) -> int:
+        """Requests that got an answer so far."""
+        with self._lock:
+            return sum(self.answers.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import json
 import os
 import shutil
@@ -25,9 +26,19 @@ from codeb_mcp.settings import Settings, load
 from tests.lab.caddy import CaddyServer, running_caddy
 from tests.lab.daemons import wait_until
 from tests.lab.engine import Engine
+from tests.lab.ports import FreePorts
 
-PORTS_PER_WORKER = 400
-FIRST_PORT = 20_000
+PORTS_PER_KIND = 200
+"""How many ports the environments of one kind have to share."""
+
+
+@functools.cache
+def application_ports() -> tuple[tuple[int, int], ...]:
+    """First and last port for production, staging and previews: claimed until this process ends, so that no server of a
+    test and no other test process is given one of them."""
+    block = FreePorts().take(3 * PORTS_PER_KIND, align=2)
+    starts = block[::PORTS_PER_KIND]
+    return tuple((start, start + PORTS_PER_KIND - 1) for start in starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +68,7 @@ class Installation:
         (root / "codeb.toml").write_text(self._toml(extra), encoding="utf-8")
 
     def _toml(self, extra: str) -> str:
-        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw") or 0)
-        first = FIRST_PORT + PORTS_PER_WORKER * 3 * worker
-        spans = [[first + PORTS_PER_WORKER * part, first + PORTS_PER_WORKER * (part + 1) - 1] for part in range(3)]
+        spans = [list(span) for span in application_ports()]
         return (
             'base_domain = "apps.test"\npreview_domain = "preview.test"\nhousekeeping_seconds = 1\n'
             f'[docker]\nhost = "{self.engine.host}"\nmin_free_mb = 64\n'

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.lab.daemons import LabError, locked, start_time, state_folder
 
-FIRST, LAST = 20000, 29999
+FIRST, LAST = 10000, 29999
 """Below the range from which the kernel takes ports for outgoing connections (32768 and up)."""
 
 
