@@ -193,6 +193,19 @@ class DatabaseSettings(_Section):
     own_cpus: float = Field(1.0, ge=0.05, le=512)
 
 
+class StreamingSettings(_Section):
+    """Centrifugo. `addresses`: per server, its private address that apps reach the API at; `urls`: per server, where browsers
+    reach it; `share_between_teams`: whoever has a namespace on a server can use all namespaces there."""
+
+    config: str = Field("/etc/centrifugo/config.json", pattern=r"^(/[A-Za-z0-9._-]+)+\.json$", max_length=200)
+    secrets: str = Field("/etc/centrifugo/secrets.env", pattern=r"^(/[A-Za-z0-9._-]+)+$", max_length=200)
+    program: str = Field("centrifugo", pattern=r"^([A-Za-z0-9._-]+|(/[A-Za-z0-9._-]+)+)$", max_length=200)
+    port: Port = 8000
+    addresses: dict[str, Annotated[str, AfterValidator(_plain_address)]] = Field({})
+    urls: dict[str, Annotated[str, Field(pattern=r"^wss?://[A-Za-z0-9.:/_-]{1,200}$")]] = Field({})
+    share_between_teams: bool = False
+
+
 class Settings(_Section):
     """Everything an operator may decide about this installation."""
 
@@ -208,6 +221,7 @@ class Settings(_Section):
     env: EnvSettings = EnvSettings()
     previews: PreviewSettings = PreviewSettings()
     databases: DatabaseSettings = DatabaseSettings()
+    streaming: StreamingSettings = StreamingSettings()
     ssh: SshSettings = SshSettings()
     dns: DnsSettings = DnsSettings()
     github: GitHubSettings = GitHubSettings()
