@@ -27,6 +27,7 @@ MODULES = (
     "server_setup",
     "servers",
     "slots",
+    "streaming",
     "workflow",
 )
 

@@ -123,6 +123,8 @@ STORY: tuple[tuple[str, Params], ...] = (
     ("database_create", {**LIVE, "kind": "postgres"}),
     ("database_rotate", {**LIVE, "kind": "redis"}),
     ("database_delete", {**LIVE, "kind": "redis", "confirm": "shop"}),
+    ("streaming_setup", LIVE),
+    ("streaming_remove", {**LIVE, "confirm": "shop"}),
     ("project_delete", {"projectName": "shop", "confirm": "shop"}),
 )
 

@@ -17,9 +17,9 @@ ROLES = {
     "viewer": {"domain_verify", "domain_list", "ssl_status", "workflow_scan", "slot_status", "slot_list", "team_list", "team_get", "member_list", "audit_list", "project_get", "project_list",
                "operation_get", "operation_list", "logs_get", "health_check", "registry_check", "port_list", "server_list", "server_check", "preview_list",
                "database_list", "env_get", "env_diff", "env_scan", "env_backup_list", "env_verify"},
-    "member": {"database_create", "domain_setup", "domain_delete", "deploy", "promote", "rollback", "project_create", "project_update", "operation_resume", "operation_cancel",
+    "member": {"database_create", "streaming_setup", "domain_setup", "domain_delete", "deploy", "promote", "rollback", "project_create", "project_update", "operation_resume", "operation_cancel",
                "preview_create", "preview_delete", "workflow_init", "env_set", "env_unset", "env_sync"},
-    "admin": {"adopt", "database_delete", "database_rotate", "env_restore", "server_add", "server_remove", "server_setup", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
+    "admin": {"adopt", "streaming_remove", "database_delete", "database_rotate", "env_restore", "server_add", "server_remove", "server_setup", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
               "token_rotate", "project_delete", "audit_verify", "registry_repair"},
     "owner": {"team_create", "team_delete"},
 }  # fmt: skip
@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "server_add": {"serverKey": "here", "host": "127.0.0.1", "role": "backup", "connection": "local"},
     **{name: {"environment": "production", "kind": "postgres"} for name in ("database_create", "database_rotate")},
     "database_delete": {"environment": "production", "kind": "postgres", "confirm": "shop"},
+    "streaming_setup": {"environment": "production"}, "streaming_remove": {"environment": "production", "confirm": "shop"},
     "server_remove": {"serverKey": "nowhere", "confirm": "nowhere"}, "server_check": {"serverKey": "nowhere"}, "server_setup": {"serverKey": "nowhere"},
     "preview_create": {"pullRequest": 12}, "preview_delete": {"pullRequest": 12}, "operation_cancel": {"operationId": "op_x"}, "registry_repair": {"driftIds": ["drift_x"]},
 }  # fmt: skip
