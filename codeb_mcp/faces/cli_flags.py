@@ -1,8 +1,8 @@
 """From a request model to command-line flags, and from what was typed back to the wire.
 
 Names are those of the wire in kebab-case, nested models are flattened (`healthCheck.path` is `--health-check-path`). The
-project and every required id are positional. Only what was typed is sent: defaults and checks stay in one place, the
-model's.
+project and every required id are positional. What may be just on or have fields of its own is a flag and theirs (`--redis`,
+`--redis-placement own`). Only what was typed is sent: defaults and checks stay in one place, the model's.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def wire_arguments(flags: list[Flag], typed: Mapping[str, Any]) -> dict[str, Any
             continue
         target = arguments
         for name in flag.path[:-1]:
-            target = target.setdefault(name, {})
+            if not isinstance(target.get(name), dict):
+                target[name] = {}  # also where the flag alone has said true
+            target = target[name]
         value = secret_file(value) if flag.secret else value
         target[flag.path[-1]] = list(value) if isinstance(value, tuple) else value
     return arguments
@@ -82,14 +84,31 @@ def _flags(model: type[BaseModel], above: WirePath, *, defaults: bool) -> Iterat
     for name, field in model.model_fields.items():
         path = (*above, field.alias or name)
         plain, optional = plain_type(field.annotation)
+        own = own_fields(field.annotation)
         if not above and path[0] in getattr(model, "secret", ()):
             yield Flag(path, _secret_option(path, field), secret=True)
+        elif own is not None:
+            help_text = field.description or words(path[-1]).capitalize()
+            yield Flag(
+                path,
+                click.Option(
+                    [_parameter_name(path), f"--{kebab(path[-1])}"], is_flag=True, default=None, help=help_text
+                ),
+            )
+            yield from _flags(own, path, defaults=False)
         elif isinstance(plain, type) and issubclass(plain, BaseModel):
             yield from _flags(plain, path, defaults=defaults and not optional)
         elif not above and is_positional(path[0], field):
             yield Flag(path, _argument(path, field, plain))
         else:
             yield Flag(path, _option(path, field, plain, defaults=defaults))
+
+
+def own_fields(annotation: Any) -> type[BaseModel] | None:
+    """The model of a field that takes true or an object; None for any other field."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return models[0] if len(kinds) == 2 and bool in kinds and models else None
 
 
 def is_positional(name: str, field: FieldInfo) -> bool:

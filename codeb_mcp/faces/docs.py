@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from codeb_mcp.faces.cli import command_words
-from codeb_mcp.faces.cli_flags import Flag, default_text, flags_of, is_positional, plain_type
+from codeb_mcp.faces.cli_flags import Flag, default_text, flags_of, is_positional, own_fields, plain_type
 from codeb_mcp.faces.settings_say import SETTINGS_SAY
 from codeb_mcp.model.errors import ERRORS
 from codeb_mcp.operations.catalog import Catalog, Operation, load_all
@@ -222,7 +222,7 @@ def _fields(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, Fiel
     for name, field in model.model_fields.items():
         path = above + (field.alias or name)
         yield path, field
-        plain, _ = plain_type(field.annotation)
+        plain = own_fields(field.annotation) or plain_type(field.annotation)[0]
         several = get_origin(plain) in (list, tuple)
         inner = plain_type(get_args(plain)[0])[0] if several else plain
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -232,6 +232,8 @@ def _fields(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, Fiel
 def type_text(annotation: Any) -> str:
     """A type as a reader of JSON knows it."""
     plain, _ = plain_type(annotation)
+    if own_fields(annotation) is not None:
+        return "true, false or object"
     if get_origin(plain) is Literal:
         return ", ".join(f"`{one}`" for one in get_args(plain))
     if get_origin(plain) in (list, tuple):

@@ -40,17 +40,14 @@ async def plan_create(services: Services, header: RunHeader) -> Planned:
     which, request = which_of(header), header.request
     project = await load_project(services.store, which.project)
     require_environment(project, which.project, which.environment)
-    entry = entry_in(await load_ssot(services.store), which)
-    placement = Placement(request.get("placement", Placement.SHARED))
-    if entry is None:
-        entry = await _fresh(services, header, which, placement)
-    _require_same(entry, which, placement, request)
-    detail = {**which.detail(), "entry": entry.dump(), "port": request.get("port"), **_common(header)}
+    entry = await wanted_entry(services, header)
+    detail = {**which.detail(), "entry": entry.dump(), "port": request.get("port"), "fresh": True, **_common(header)}
     reserve = _action("reserve_database", detail, f"reserve {entry.name} on {entry.server}")
     if entry.state == "ready":
         return Planned(Machine((Step(reserve),)))
-    await _require_able(services, which, entry, overwrite=bool(request.get("overwriteVariables")))
-    seconds = OWN_SECONDS if placement is Placement.OWN else STEP_SECONDS
+    await require_able(services, which, entry)
+    await _require_writable(services, which, entry, overwrite=bool(request.get("overwriteVariables")))
+    seconds = OWN_SECONDS if entry.placement is Placement.OWN else STEP_SECONDS
     make = _action("make_database", detail, f"make {entry.name} on {entry.server}", seconds=seconds)
     return Planned(
         Machine(
@@ -72,7 +69,8 @@ async def plan_rotate(services: Services, header: RunHeader) -> Planned:
     entry = await load_entry(services, which)
     if entry.state != "ready":
         raise Conflict(f"the {which} is not ready", hint="Finish it with database_create or database_delete first.")
-    await _require_able(services, which, entry, overwrite=bool(header.request.get("overwriteVariables")))
+    await require_able(services, which, entry)
+    await _require_writable(services, which, entry, overwrite=bool(header.request.get("overwriteVariables")))
     detail = {**which.detail(), **_common(header)}
     return Planned(
         Machine(
@@ -105,6 +103,18 @@ async def plan_delete(services: Services, header: RunHeader) -> Planned:
             )
         )
     )
+
+
+async def wanted_entry(services: Services, header: RunHeader) -> Database:
+    """The store's entry as it is, else as it would be made. Looks at the registry and the settings only; raises Conflict,
+    NotFound or InvalidRequest for what cannot be."""
+    which, request = which_of(header), header.request
+    entry = entry_in(await load_ssot(services.store), which)
+    placement = Placement(request.get("placement", Placement.SHARED))
+    if entry is None:
+        entry = await _fresh(services, header, which, placement)
+    _require_same(entry, which, placement, request)
+    return entry
 
 
 def which_of(header: RunHeader) -> Which:
@@ -153,15 +163,20 @@ def _require_same(entry: Database, which: Which, placement: Placement, request: 
         )
 
 
-async def _require_able(services: Services, which: Which, entry: Database, *, overwrite: bool) -> None:
-    """Raise what would be in the way: the server, our rights there, a stranger's data, the variables."""
+async def require_able(services: Services, which: Which, entry: Database) -> None:
+    """Raise what is in the way on a shared instance: it cannot be reached, our rights there, a stranger's data."""
     way = await way_to(services, which, entry)
     if way.instance is None:
         door = await admin_door(services, which, entry, way)
         await way.store.check(door)
         await way.store.look(door, way.wish)
+
+
+async def _require_writable(services: Services, which: Which, entry: Database, *, overwrite: bool) -> None:
+    """Raise when the variables cannot be written, here or on the Backup server."""
+    access = (await way_to(services, which, entry)).access
     state = await services.registry.env.snapshot(which.project, which.environment.value)
-    require_variables_free(state, way.access, overwrite=overwrite)
+    require_variables_free(state, access, overwrite=overwrite)
     await services.copies.require(services, which.project, which.environment.value)
 
 

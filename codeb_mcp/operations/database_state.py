@@ -94,7 +94,10 @@ def names_on(ssot: Mapping[str, Any], server: str) -> set[str]:
 
 
 async def change_entry(
-    services: Services, which: Which, change: Callable[[Document, Database | None], Database | None], fence: Fence
+    services: Services,
+    which: Which,
+    change: Callable[[Document, Database | None], Database | None],
+    fence: Fence | None,
 ) -> Database | None:
     """Apply the pure change to the store's entry and commit it with its port; answers the new entry."""
     seen: list[Database | None] = []

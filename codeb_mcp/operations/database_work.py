@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from codeb_mcp.model.databases import Database, DatabaseKind, allocate_port, dat
 from codeb_mcp.model.env import render
 from codeb_mcp.model.errors import CodebError, DriverRefused, DriverUnavailable
 from codeb_mcp.model.machine import Action
+from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.database_checks import load_entry, require_image, require_unused
 from codeb_mcp.operations.database_env import change_variables, password_in, require_variables_free, write_variables
 from codeb_mcp.operations.database_state import (
@@ -35,33 +37,46 @@ from codeb_mcp.operations.environments import known_ports
 from codeb_mcp.operations.perform import Performer, step
 from codeb_mcp.operations.servers import load_server
 from codeb_mcp.registry.env_history import Draft, EnvSnapshot, values_of
-from codeb_mcp.registry.store import Document
+from codeb_mcp.registry.store import Document, Fence
 
 PASSWORD_BYTES = 32
 HEALTHY_SECONDS = 90.0
 HEALTHY_PAUSE_SECONDS = 0.2
 LOGIN_TRIES = 3
+GENERATED = re.compile(r"[A-Za-z0-9_-]{43}")
+"""A password of ours. Whatever else stands in a variable is somebody's own choice, and no store is opened with it."""
+
+
+def new_password() -> str:
+    """One that nobody can guess, of characters that no URL needs to encode."""
+    return secrets.token_urlsafe(PASSWORD_BYTES)
 
 
 @step("reserve_database")
 async def reserve_database(run: Performer, action: Action) -> Mapping[str, Any]:
     """Name, server and port are this store's from now on; what is there already stays."""
     which, wanted = Which.of(action.detail), Database.model_validate(action.detail["entry"])
+    entry = await reserve(run.services, which, wanted, action.detail["port"], run.fence)
+    return await _facts(run, which, entry)
 
-    def reserve(ssot: Document, entry: Database | None) -> Database:
+
+async def reserve(
+    services: Services, which: Which, wanted: Database, port: int | None, fence: Fence | None = None
+) -> Database:
+    """The store's entry, written as `wanted` if there is none; a name or port that is taken by now becomes another one,
+    unless `port` was asked for. Raises Conflict."""
+
+    def decide(ssot: Document, entry: Database | None) -> Database:
         if entry is not None:
             return entry
         name = database_name(which.project, which.environment, names_on(ssot, wanted.server))
         if wanted.port is None:
             return wanted.model_copy(update={"name": name})
-        taken = known_ports(ssot, dict(ssot.get("projects", {})), run.drivers.clock.now())
-        port = wanted.port
-        if port in taken:
-            port = allocate_port(which.kind, taken, action.detail["port"])
-        return wanted.model_copy(update={"name": name, "port": port})
+        taken = known_ports(ssot, dict(ssot.get("projects", {})), services.drivers.clock.now())
+        own = allocate_port(which.kind, taken, port) if wanted.port in taken else wanted.port
+        return wanted.model_copy(update={"name": name, "port": own})
 
-    entry = await change_entry(run.services, which, reserve, run.fence)
-    return await _facts(run, which, entry)
+    return await change_entry(services, which, decide, fence) or wanted
 
 
 @step("make_database")
@@ -99,7 +114,7 @@ async def _healthy(run: Performer, action: Action, which: Which, entry: Database
 @step("hand_out_password")
 async def hand_out_password(run: Performer, action: Action) -> Mapping[str, Any]:
     """Set a new password on the server and write it into the variables. When they cannot be written, the former password
-    counts again."""
+    counts again. A store in the making gets the one that we made for it, if the variables have it already."""
     which, detail = Which.of(action.detail), action.detail
     entry = await load_entry(run.services, which)
     way = await way_to(run.services, which, entry)
@@ -109,7 +124,7 @@ async def hand_out_password(run: Performer, action: Action) -> Mapping[str, Any]
     await run.services.copies.require(run.services, which.project, which.environment.value)
     former = password_in(values_of(state.current), way.access)
     door = await admin_door(run.services, which, entry, way)
-    password = secrets.token_urlsafe(PASSWORD_BYTES)
+    password = former if detail.get("fresh") and GENERATED.fullmatch(former) else new_password()
     try:
         await way.store.set_password(door, way.wish, password)
         version = await write_variables(run, which, way.access, password, detail)

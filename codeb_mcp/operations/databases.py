@@ -13,7 +13,7 @@ from codeb_mcp.model.names import Environment, Port, ProjectName
 from codeb_mcp.model.server import ServerKey, ServerRole
 from codeb_mcp.operations import database_plans, database_work
 from codeb_mcp.operations.answers import RunAnswer, RunRequest, common, fact, header_of, run_to_answer
-from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Result, operation
+from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Result, operation
 from codeb_mcp.operations.context import Context
 from codeb_mcp.operations.database_state import Which, entries_in, foreign_in
 from codeb_mcp.operations.ownership import callers_projects
@@ -32,8 +32,8 @@ class DatabaseRequest(RunRequest):
     kind: DatabaseKind = Field(description="postgres or redis")
 
 
-class DatabaseCreateRequest(DatabaseRequest):
-    """A data store to be."""
+class StoreChoice(Request):
+    """How a data store is to be."""
 
     placement: Placement = Field(
         Placement.SHARED, description="shared: on the server's instance; own: an instance for this environment alone"
@@ -42,6 +42,11 @@ class DatabaseCreateRequest(DatabaseRequest):
         None, description="Server of the inventory with the role database; the only one if not given"
     )
     port: Port | None = Field(None, description="Port of an own instance; the next free one if not given")
+
+
+class DatabaseCreateRequest(StoreChoice, DatabaseRequest):
+    """A data store to be."""
+
     overwrite_variables: bool = Field(
         False, description="Also when DATABASE_URL or REDIS_URL already lead somewhere else"
     )
@@ -186,6 +191,13 @@ def _row(which: Which, entry: Database) -> DatabaseRow:
         port=entry.port,
         key_prefix=redis_prefix(which.project, which.environment) if shared_redis else None,
     )
+
+
+async def prospect(ctx: Context, request: DatabaseCreateRequest) -> Database:
+    """The store as it is or would become, with nothing done and no server asked; also for a project that is not there yet.
+    Raises whatever the registry and the settings have against it."""
+    header = header_of(ctx, "database_create", request, team=ctx.caller.team, seconds=RUN_SECONDS)
+    return await database_plans.wanted_entry(ctx.services, header)
 
 
 async def _run(ctx: Context, kind: str, request: DatabaseRequest) -> RunView:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -17,7 +18,7 @@ from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.answers import EnvironmentRequest
 from codeb_mcp.operations.catalog import Effect, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
-from codeb_mcp.operations.domain_state import claim, domain_lease, leaving, project_domains, release
+from codeb_mcp.operations.domain_state import claim, domain_lease, further_hosts, leaving, project_domains, release
 from codeb_mcp.operations.domain_work import (
     CERTIFICATE_SECONDS,
     Found,
@@ -28,7 +29,7 @@ from codeb_mcp.operations.domain_work import (
 )
 from codeb_mcp.operations.ownership import callers_projects, require_scope
 from codeb_mcp.operations.routing import Owner, require_free_domain
-from codeb_mcp.operations.state import find_slots, load_project, url_of
+from codeb_mcp.operations.state import find_slots, load_project, load_ssot, url_of
 from codeb_mcp.registry.store import Document
 
 Provider = Literal["rfc2136", "powerdns", "cloudflare", "manual"]
@@ -110,10 +111,9 @@ async def domain_setup(ctx: Context, request: DomainSetupRequest) -> DomainResul
             environment=environment.value,
         )
     _require_provider(services, request, team)
-    owner = Owner(project, environment)
 
-    def check(ssot: Document, further: Any) -> None:
-        require_free_domain(services.settings, ssot.get("projects", {}), request.domain, owner, further)
+    def check(ssot: Document, further: Mapping[str, Owner]) -> None:
+        _require_free(services, request, ssot, further)
 
     async with domain_lease(services, request.domain, wait=True):
         former = await _stored(services, project, request.domain)
@@ -129,6 +129,19 @@ async def domain_setup(ctx: Context, request: DomainSetupRequest) -> DomainResul
                 await _take_back(services, domain)
             raise
     return _set_up(services, found, created=created)
+
+
+async def require_settable(services: Services, request: DomainSetupRequest, team: str) -> None:
+    """Raise what domain_setup would refuse by the registry and the settings alone; also before there is a project."""
+    _require_provider(services, request, team)
+    _require_free(services, request, await load_ssot(services.store), await further_hosts(services))
+
+
+def _require_free(
+    services: Services, request: DomainSetupRequest, ssot: Document, further: Mapping[str, Owner]
+) -> None:
+    owner = Owner(request.project_name, request.environment)
+    require_free_domain(services.settings, ssot.get("projects", {}), request.domain, owner, further)
 
 
 async def _stored(services: Services, project: str, name: str) -> Domain | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
@@ -75,7 +75,8 @@ async def env_set(ctx: Context, request: EnvSetRequest) -> EnvChangeResult:
     redeployNeeded says so. The answer has names only. Setting the same values again changes nothing.
     """
     project = await _ready(ctx, request)
-    _refuse_placeholders(request)
+    if not request.allow_placeholders:
+        refuse_placeholders(request.values, "values")
     kept: list[str] = []
 
     def decide(state: EnvSnapshot) -> Sequence[Draft]:
@@ -93,17 +94,35 @@ async def env_set(ctx: Context, request: EnvSetRequest) -> EnvChangeResult:
     return await _answer(ctx, request, changed, project, kept)
 
 
-def _refuse_placeholders(request: EnvSetRequest) -> None:
-    if request.allow_placeholders:
-        return
-    found = [(name, reason) for name, value in request.values.items() if (reason := placeholder(value)) is not None]
+def refuse_placeholders(values: Mapping[str, str], where: str) -> None:
+    """Raise InvalidRequest for values that nobody filled in; `where` is the parameter that they came in."""
+    found = [(name, reason) for name, value in values.items() if (reason := placeholder(value)) is not None]
     if found:
-        fields = [{"field": f"values.{name}", "problem": f"looks like {reason}"} for name, reason in found[:20]]
+        fields = [{"field": f"{where}.{name}", "problem": f"looks like {reason}"} for name, reason in found[:20]]
         raise InvalidRequest(
             "; ".join(f"{one['field']}: {one['problem']}" for one in fields[:5]),
             hint="Give the real values, or say allowPlaceholders if they are meant like that.",
             fields=fields,
         )
+
+
+async def add_variables(
+    ctx: Context, request: EnvChangeRequest, found: Callable[[Mapping[str, str]], Mapping[str, str]]
+) -> EnvChangeResult:
+    """Add the variables that `found` answers for the present ones, as one version; what is there stays as it is.
+
+    The first version of an environment is its master. Raises like env_set.
+    """
+    project = await _ready(ctx, request)
+
+    def decide(state: EnvSnapshot) -> Sequence[Draft]:
+        adopted = _adopted(state)
+        start = adopted[-1].data if adopted else state.current
+        present = values_of(start)
+        return _drafts(adopted, "provisioned", start, {**found(present), **present})
+
+    changed = await _change(ctx, request, decide)
+    return await _answer(ctx, request, changed, project, [])
 
 
 class EnvUnsetRequest(EnvChangeRequest):

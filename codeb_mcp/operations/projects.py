@@ -30,15 +30,17 @@ from codeb_mcp.operations.domain_state import further_hosts
 from codeb_mcp.operations.domain_work import require_certifiable
 from codeb_mcp.operations.environments import PAUSE_SECONDS, TRIES, add_environments
 from codeb_mcp.operations.ownership import callers_projects, require_all_environments, team_projects
+from codeb_mcp.operations.provisioning import (
+    Granted,
+    ProvisionRequest,
+    first_failure,
+    grant,
+    next_steps,
+    require_possible,
+)
 from codeb_mcp.operations.routing import publish_routes, require_free_hosts
 from codeb_mcp.operations.state import find_slots, load_project, load_ssot, parse_project, site_of, url_of
 from codeb_mcp.registry.store import Change, Document
-
-NEXT_STEPS = (
-    "database_create gives an environment a PostgreSQL database or Redis",
-    "env_set sets its variables",
-    "deploy, then promote",
-)
 
 
 class SettingsRequest(Request):
@@ -56,14 +58,8 @@ class SettingsRequest(Request):
     )
 
 
-class ProjectCreateRequest(SettingsRequest):
-    """A new project."""
-
-    project_name: ProjectName = Field(description="Name: lower-case letters, digits and hyphens")
-    environments: tuple[Environment, ...] = Field(
-        (Environment.PRODUCTION, Environment.STAGING), min_length=1, description="Environments to set up"
-    )
-    domain: Domain | None = Field(None, description="Public host name of production")
+class ProjectCreateRequest(SettingsRequest, ProvisionRequest):
+    """A new project, or what one is still to have."""
 
 
 class ProjectUpdateRequest(SettingsRequest):
@@ -116,8 +112,19 @@ class ProjectResult(Result):
     env_contract: dict[str, EnvRule] | None = None
     environments: list[EnvironmentAnswer]
     warnings: list[str] = Field(default_factory=list)
-    created: bool | None = None
+
+
+class ProjectCreateResult(ProjectResult):
+    """A project, and what became of each wish: the project stays also when one failed."""
+
+    created: bool
+    provisioned: list[Granted] = Field(default_factory=list)
     next_steps: list[str] = Field(default_factory=list, description="What is usually done next")
+
+    @property
+    def exit_code(self) -> int:
+        """That of the first wish that failed."""
+        return first_failure(self.provisioned)
 
 
 class ProjectRow(Result):
@@ -134,33 +141,49 @@ class ProjectPage(Page):
     data: list[ProjectRow]
 
 
-@operation(effect=Effect.CHANGE, role=Role.MEMBER, reach=Reach.TEAM)
-async def project_create(ctx: Context, request: ProjectCreateRequest) -> ProjectResult:
-    """Create a project: reserve its ports, set up its slots and its addresses.
+@operation(effect=Effect.CHANGE, role=Role.MEMBER, reach=Reach.TEAM, long=True)
+async def project_create(ctx: Context, request: ProjectCreateRequest) -> ProjectCreateResult:
+    """Create a project: its ports, slots and addresses, and on wish databases, Redis, variables and a domain.
 
-    Each environment gets a fixed even/odd pair of ports. Creating it again with the same team changes nothing that exists
-    and adds missing environments. The project belongs to the caller's team.
+    Each environment gets a fixed even/odd pair of ports. A wish that cannot be is refused before anything is made; one
+    that fails later is told in provisioned, and the project stays. The same call again goes on where it stopped, adds
+    what is missing and changes nothing that exists. The project belongs to the caller's team.
     """
     name, team = request.project_name, ctx.caller.team
-    existing = (await load_ssot(ctx.store)).get("projects", {}).get(name)
-    mine = name in await team_projects(ctx.store, team)
-    if existing is not None and not mine:
-        raise Conflict(f"the name {name} is taken", hint="Choose another name.", project=name)
-    if existing is None and parent_of(name) is not None:
+    existing = await _require_own(ctx, request)
+    present = parse_project(name, existing).ports if existing else ()
+    await require_possible(ctx, request, tuple(present))
+    entry = existing or _new_entry(ctx, request)
+    await add_environments(ctx.services, name, entry, request.environments, lambda: team_change(ctx, team, name))
+    warnings = await publish_routes(ctx.services, name, request.environments)
+    granted = await grant(ctx, request)
+    result = await describe(ctx.services, name)
+    return ProjectCreateResult(
+        **vars(result) | {"warnings": warnings},
+        created=existing is None,
+        provisioned=granted,
+        next_steps=next_steps(request, granted),
+    )
+
+
+async def _require_own(ctx: Context, request: ProjectCreateRequest) -> dict[str, Any] | None:
+    """The entry of the team's project of that name; None when the name is free. Raises Conflict for another team's, and
+    InvalidRequest for a name that cannot be chosen."""
+    name = request.project_name
+    existing: dict[str, Any] | None = (await load_ssot(ctx.store)).get("projects", {}).get(name)
+    if existing is not None:
+        if name not in await team_projects(ctx.store, ctx.caller.team):
+            raise Conflict(f"the name {name} is taken", hint="Choose another name.", project=name)
+        return existing
+    if parent_of(name) is not None:
         problem = "names that end in -pr- and a number belong to preview environments"
         raise InvalidRequest(
             f"projectName: {problem}",
             hint="Make previews with preview_create, or choose another name.",
             fields=[{"field": "projectName", "problem": problem}],
         )
-    if existing is None:
-        _require_own_name(name)
-        await require_certifiable(ctx.services, request.domain)
-    entry = existing or _new_entry(ctx, request)
-    await add_environments(ctx.services, name, entry, request.environments, lambda: team_change(ctx, team, name))
-    warnings = await publish_routes(ctx.services, name, request.environments)
-    result = await describe(ctx.services, name)
-    return result.model_copy(update={"created": existing is None, "warnings": warnings, "next_steps": list(NEXT_STEPS)})
+    _require_own_name(name)
+    return None
 
 
 def _require_own_name(name: str) -> None:
@@ -178,13 +201,10 @@ def _require_own_name(name: str) -> None:
 
 
 def _new_entry(ctx: Context, request: ProjectCreateRequest) -> dict[str, Any]:
-    settings = _merged(ProjectSettings(), request)
-    if request.domain:
-        settings = _with_environment(settings, Environment.PRODUCTION, {"domain": request.domain})
     project = Project(
         team_id=ctx.caller.team,
         ports={},
-        settings=settings,
+        settings=_merged(ProjectSettings(), request),
         created_at=ctx.services.drivers.clock.now(),
         created_by=ctx.caller.key_id,
     )

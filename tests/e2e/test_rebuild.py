@@ -54,7 +54,8 @@ async def test_further_domains_that_are_lost_with_all_their_versions_come_back_f
     live: dict[str, Any] = {"projectName": unique, "environment": "production", "autoPromote": True}
     await asyncio.to_thread(_write, installation, f"domains/{unique}", {"domains": entries})
     installation.serve()
-    assert installation.call("project_create", projectName=unique, environments=["production"], domain=own).ok
+    assert installation.call("project_create", projectName=unique, environments=["production"]).ok
+    assert installation.call("project_update", projectName=unique, environment="production", domain=own).ok
     assert installation.call("deploy", image=v1, **live).ok
     assert [_version_at(installation, host) for host in (own, further)] == ["v1", "v1"]
     installation.stop()

@@ -129,4 +129,6 @@ def _paths(schema: Mapping[str, Any], shared: Mapping[str, Any], above: tuple[st
         inner = [shared[one["$ref"].rpartition("/")[2]] for one in choices if "$ref" in one]
         objects = [one for one in inner if one.get("type") == "object"]
         found += _paths(objects[0], shared, (*above, name)) if objects else [(*above, name)]
+        if objects and any(one.get("type") == "boolean" for one in choices):
+            found.append((*above, name))
     return found

@@ -336,7 +336,6 @@ async def test_a_chosen_host_makes_the_same_preflight(acme: World) -> None:
     await acme.refused("conflict", "project_update", domain=NAME, **LIVE)
     acme.dns.add((NAME, "A", HERE))
     await acme.call("project_update", domain=NAME, **LIVE)
-    await acme.refused("conflict", "project_create", projectName="next", domain="next.example.com")
 
 
 async def test_ssl_status_tells_what_is_served(acme: World) -> None:

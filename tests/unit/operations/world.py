@@ -180,10 +180,13 @@ class World:
     # ── a project and its releases ──────────────────────────────────────────────────────────────────────────────
 
     async def project(self, name: str = "shop", *environments: str, caller: Principal = OWNER, **settings: Any) -> None:
-        """A project with these environments (production if none is named) whose health check gives up quickly."""
+        """A project with these environments (production if none is named) whose health check gives up quickly; `domain` is the
+        host that production has instead of its default one."""
         settings = {"healthCheck": {"deadlineSeconds": 1, "intervalSeconds": 0.05}} | settings
-        wanted = list(environments or ("production",))
+        wanted, domain = list(environments or ("production",)), settings.pop("domain", None)
         await self.call("project_create", caller, projectName=name, environments=wanted, **settings)
+        if domain is not None:
+            await self.call("project_update", caller, projectName=name, environment="production", domain=domain)
 
     def image(self, version: str, name: str = "shop", **knobs: str) -> str:
         """A published image; knobs are those of the sample application."""
