@@ -93,8 +93,9 @@ class Host(Protocol):
 class Inspector(Protocol):
     """Asks services of a server through the sockets that `Host.socket` gives."""
 
-    async def http(self, socket: str, path: str) -> tuple[int, str]:
-        """GET over a unix socket: the status and the head of the body; raises DriverUnavailable without an answer."""
+    async def http(self, socket: str, path: str, *, host: str = "127.0.0.1") -> tuple[int, str]:
+        """GET over a unix socket: the status and the head of the body; raises DriverUnavailable without an answer. `host`: as
+        whom the service knows itself; some, like Caddy, answer to nobody who calls them otherwise."""
         ...
 
     async def engine(self, address: str) -> Engine:

@@ -15,15 +15,15 @@ HEAD_BYTES = 500
 class SocketInspector:
     """A connection of its own for every question: they are rare, and a kept one could belong to a server that is gone."""
 
-    async def http(self, socket: str, path: str) -> tuple[int, str]:
-        """GET over a unix socket: the status and the head of the body; raises DriverUnavailable without an answer."""
+    async def http(self, socket: str, path: str, *, host: str = "127.0.0.1") -> tuple[int, str]:
+        """See `Inspector.http`."""
         import aiohttp
 
         limit = aiohttp.ClientTimeout(total=ASK_SECONDS)
         try:
             async with (
                 aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=socket), timeout=limit) as session,
-                session.get(f"http://127.0.0.1{path}", allow_redirects=False) as answer,
+                session.get(f"http://{host}{path}", allow_redirects=False) as answer,
             ):
                 return answer.status, (await answer.content.read(HEAD_BYTES)).decode("utf-8", "replace")
         except (aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError, OSError) as error:

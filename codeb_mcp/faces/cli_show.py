@@ -85,8 +85,8 @@ def _show_object(thing: Mapping[str, Any], out: Console, indent: str = "", skip:
     blocks = {name: value for name, value in said.items() if _is_block(name, value)}
     _show_facts({words(name): value for name, value in said.items() if name not in blocks}, out, indent)
     for name, value in blocks.items():
-        if name == "lines":
-            for line in value:
+        if name in _VERBATIM:
+            for line in [f"{words(name)}:", *value.splitlines()] if isinstance(value, str) else value:
                 out.print(_UNSEEN.sub("", str(line)), soft_wrap=True)
         elif name == "warnings":
             for line in value:
@@ -100,8 +100,12 @@ def _show_object(thing: Mapping[str, Any], out: Console, indent: str = "", skip:
             _show_rows(value, out)
 
 
+_VERBATIM = ("lines", "firewall")
+"""What is shown line by line as it is."""
+
+
 def _is_block(name: str, value: Any) -> bool:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) or name == "firewall":
         return True
     return isinstance(value, list) and (name in ("lines", "warnings") or isinstance(value[0], Mapping))
 

@@ -210,7 +210,7 @@ async def engine_address(host: Host, server: Server) -> str | None:
 
 
 async def _http(probe: Probe, name: str, target: str, path: str) -> Finding:
-    status, head = await probe.services.drivers.inspect.http(await probe.host.socket(target), path)
+    status, head = await probe.services.drivers.inspect.http(await probe.host.socket(target), path, host=target)
     good = Health.OK if status == 200 else Health.FAIL
     said = f"{target}{path} answers {status}" + (f" {clean_text(head, limit=60)}" if status != 200 else "")
     return Finding(name, good, said, "" if good is Health.OK else f"Look at {name} on the server.")
