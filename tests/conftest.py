@@ -44,6 +44,8 @@ PARTS = frozenset(
         "pebble",
         "postgres",
         "redis",
+        "systemd",
+        "centrifugo",
     }
 )
 NEEDED_BY_FIXTURE = {

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from codeb_mcp.model import centrifugo, github_runner
 from codeb_mcp.model.server import ServerRole
+from codeb_mcp.model.server_scripts import Kind
 
-Kind = Literal["packages", "user", "line", "folder", "file", "merge", "secrets"]
 USER, ROOT = "codeb", "/opt/codeb"
+FIREWALL = "/etc/codeb/firewall.nft"
 R = ServerRole
 
 PACKAGES: Mapping[ServerRole, tuple[str, ...]] = {
-    R.APPLICATION: ("ca-certificates", "curl", "rsync", "docker.io:dockerd", "caddy:caddy"),
-    R.STREAMING: ("ca-certificates", "curl"),
-    R.DATABASE: ("rsync", "postgresql:pg_lsclusters", "redis-server:redis-server"),
-    R.BACKUP: ("rsync", "prometheus:prometheus"),
+    R.APPLICATION: (
+        "ca-certificates",
+        "curl",
+        "rsync",
+        "nftables:nft",
+        "logrotate:logrotate",
+        "docker.io:dockerd",
+        "caddy:caddy",
+    ),
+    R.STREAMING: ("ca-certificates", "curl", "nftables:nft"),
+    R.DATABASE: ("rsync", "nftables:nft", "postgresql:pg_lsclusters", "redis-server:redis-server"),
+    R.BACKUP: ("rsync", "nftables:nft", "prometheus:prometheus"),
 }
 """Packages of Debian; one whose program (after the colon) is there already, from whatever source, is left alone."""
 FOLDERS: Mapping[ServerRole, tuple[tuple[str, str], ...]] = {
@@ -34,19 +43,50 @@ DAEMON: Mapping[str, Any] = {
     "no-new-privileges": True,
 }
 CADDY = {"admin": {"listen": "127.0.0.1:2019"}, "apps": {"http": {"servers": {}}}}
-CENTRIFUGO = {"port": 8000, "health": True, "client_insecure": False, "admin": False}
+CADDY_UNIT = """[Service]
+ExecStart=
+ExecStart=/usr/bin/env caddy run --environ --resume --config /etc/caddy/codeb.json
+"""
+"""What Caddy's own caddy-api.service starts: what it had last, and at its very first start our configuration."""
 UNIT = """[Unit]
 Description=CodeB {what}
-After=network-online.target docker.service
+After=network-online.target docker.service caddy-api.service
 Wants=network-online.target
+ConditionPathExists=/opt/codeb/registry/ssot.json
 
 [Service]
 User=codeb
 Environment=CODEB_ROOT=/opt/codeb
 ExecStart=/usr/bin/env codeb {command}
+StandardOutput=append:/var/log/codeb/{log}.log
+StandardError=inherit
 {more}
+UMask=0077
 NoNewPrivileges=yes
+ProtectSystem=strict
+ReadWritePaths=/opt/codeb
+PrivateTmp=yes
 {install}"""
+FIREWALL_UNIT = f"""[Unit]
+Description=CodeB firewall
+DefaultDependencies=no
+After=nftables.service
+PartOf=nftables.service
+Before=network-pre.target shutdown.target
+Wants=network-pre.target
+Conflicts=shutdown.target
+ConditionPathExists={FIREWALL}
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/sbin/nft -f {FIREWALL}
+ExecReload=/usr/sbin/nft -f {FIREWALL}
+ExecStop=/usr/sbin/nft delete table inet codeb
+
+[Install]
+WantedBy=sysinit.target
+"""
 TIMER = """[Unit]
 Description=CodeB housekeeping, also while the server is down
 
@@ -57,7 +97,7 @@ OnBootSec=2min
 [Install]
 WantedBy=timers.target
 """
-LOGROTATE = "/var/log/codeb/*.log {\n  weekly\n  rotate 8\n  compress\n  missingok\n  notifempty\n  copytruncate\n}\n"
+LOGROTATE = "/var/log/codeb/*.log {\n  weekly\n  maxsize 50M\n  rotate 8\n  compress\n  missingok\n  notifempty\n  copytruncate\n}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +134,28 @@ def _named(role: ServerRole) -> str:
     return ", ".join(one.partition(":")[0] for one in PACKAGES[role])
 
 
-def _folder(name: str, path: str, mode: str) -> Item:
-    return Item(name, "folder", (path, mode, f"{USER}:{USER}"), f"have the folder {path} ({USER}, {mode})")
+def _folder(name: str, path: str, mode: str, owner: str = f"{USER}:{USER}") -> Item:
+    return Item(name, "folder", (path, mode, owner), f"have the folder {path} ({owner.partition(':')[0]}, {mode})")
 
 
-def _file(name: str, path: str, content: str, *, mode: str = "0644", keep: bool = False) -> Item:
+def _file(
+    name: str, path: str, content: str, *, mode: str = "0644", owner: str = "root:root", keep: bool = False
+) -> Item:
     says = f"write {path}" + (" unless there is one" if keep else "; a former one is kept as .before-codeb")
-    return Item(name, "file", (path, mode, "root:root", "keep" if keep else "replace"), says, content)
+    return Item(name, "file", (path, mode, owner, "keep" if keep else "replace"), says, content)
 
 
 def _unit(what: str, command: str, more: str, install: str = "") -> str:
-    return UNIT.format(what=what, command=command, more=more, install=install)
+    return UNIT.format(what=what, command=command, log=command, more=more, install=install)
 
 
-_SERVE = ("Restart=always\nRestartSec=2", "\n[Install]\nWantedBy=multi-user.target\n")
+def _enabled(name: str, *units: str) -> Item:
+    named = ", ".join(one.partition(":")[0] for one in units)
+    return Item(name, "enable", units, f"enable {named} (whose program is there), and start them where systemd runs")
+
+
+_SERVE = ("Restart=always\nRestartSec=2\nTimeoutStopSec=30", "\n[Install]\nWantedBy=multi-user.target\n")
+_UNITS, _OURS = "/etc/systemd/system", f"{USER}:{USER}"
 _OF_ROLE: Mapping[ServerRole, tuple[Item, ...]] = {
     R.APPLICATION: (
         Item(
@@ -116,24 +164,49 @@ _OF_ROLE: Mapping[ServerRole, tuple[Item, ...]] = {
             values=DAEMON,
         ),
         _file("caddy", "/etc/caddy/codeb.json", json.dumps(CADDY, indent=2) + "\n", keep=True),
-        _file("unit_serve", "/etc/systemd/system/codeb.service", _unit("control plane", "serve", *_SERVE)),
+        _file("unit_caddy", f"{_UNITS}/caddy-api.service.d/codeb.conf", CADDY_UNIT),
+        Item(
+            "enable_caddy", "caddy", (),
+            "have Caddy start as caddy-api.service, which keeps its configuration, unless its Caddyfile has sites",
+        ),
+        _folder("logs", "/var/log/codeb", "0755", "root:root"),
+        _file("unit_serve", f"{_UNITS}/codeb.service", _unit("control plane", "serve", *_SERVE)),
         _file(
-            "unit_housekeeping", "/etc/systemd/system/codeb-housekeeping.service",
+            "unit_housekeeping", f"{_UNITS}/codeb-housekeeping.service",
             _unit("housekeeping", "housekeeping", "Type=oneshot"),
         ),
-        _file("timer_housekeeping", "/etc/systemd/system/codeb-housekeeping.timer", TIMER),
+        _file("timer_housekeeping", f"{_UNITS}/codeb-housekeeping.timer", TIMER),
+        _enabled("enable_units", "codeb.service", "codeb-housekeeping.timer"),
         _file("logrotate", "/etc/logrotate.d/codeb", LOGROTATE),
+        Item(
+            "runner_user", "user", (github_runner.USER, f"/home/{github_runner.USER}", "docker"),
+            f"make the user {github_runner.USER} of the self-hosted runner, who may use the engine",
+        ),
+        _folder("runner_folder", github_runner.FOLDER, "0755", f"{github_runner.USER}:{github_runner.USER}"),
     ),
     R.STREAMING: (
-        Item("centrifugo_folder", "folder", ("/etc/centrifugo", "0755", "root:root"), "have the folder /etc/centrifugo"),
-        _file("centrifugo", "/etc/centrifugo/config.json", json.dumps(CENTRIFUGO, indent=2) + "\n", keep=True),
+        _folder("centrifugo_folder", centrifugo.FOLDER, "0750"),
+        _file("centrifugo", centrifugo.CONFIG_PATH, centrifugo.initial_text(), mode="0640", owner=_OURS, keep=True),
         Item(
-            "centrifugo_secrets", "secrets",
-            ("/etc/centrifugo/secrets.env", "CENTRIFUGO_TOKEN_HMAC_SECRET_KEY", "CENTRIFUGO_API_KEY"),
-            "make its token and API secrets in /etc/centrifugo/secrets.env (0600) unless they are there",
+            "centrifugo_secrets", "secrets", (centrifugo.SECRETS_PATH, _OURS, *centrifugo.SECRET_NAMES),
+            f"make its token and API secrets in {centrifugo.SECRETS_PATH} (0600) unless they are there",
         ),
+        _file("unit_centrifugo", f"{_UNITS}/centrifugo.service", centrifugo.UNIT, keep=True),
+        _enabled("enable_centrifugo", "centrifugo.service:centrifugo"),
     ),
 }  # fmt: skip
+
+
+def firewall_items(rules: str) -> tuple[Item, ...]:
+    """What applies these rules and keeps them over a reboot."""
+    return (
+        _file("unit_firewall", f"{_UNITS}/codeb-firewall.service", FIREWALL_UNIT),
+        Item(
+            "firewall", "firewall", (FIREWALL,),
+            "apply the firewall's rules; the former ones come back unless a new connection gets through", rules,
+        ),
+        _enabled("enable_firewall", "codeb-firewall.service"),
+    )  # fmt: skip
 
 
 def merged(present: str, values: Mapping[str, Any]) -> str:
@@ -144,95 +217,3 @@ def merged(present: str, values: Mapping[str, Any]) -> str:
         raise ValueError("is no JSON object")
     wanted = {**found, **values}
     return present if wanted == found else json.dumps(wanted, indent=2) + "\n"
-
-
-def digest(content: str) -> str:
-    """What a script compares what it was sent with: a line that was cut must not become a file that is cut."""
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-_HEAD = "set -eu; umask 077; mode=$1; shift; export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive; "
-_HEAD += 'change() { [ "$mode" = apply ] || { echo change; exit 0; }; }; right() { echo right; exit 0; }; '
-_PLACE = """
-  cat > "$1.codeb-new"
-  printf '%s  %s\\n' "$5" "$1.codeb-new" | sha256sum -c --status - || { rm -f "$1.codeb-new"; echo cut >&2; exit 9; }
-"""
-_SETTLE = """
-  chmod "$2" "$1.codeb-new"; chown "$3" "$1.codeb-new"; sync "$1.codeb-new"
-  [ ! -e "$1" ] || [ -e "$1.before-codeb" ] || cp -a "$1" "$1.before-codeb"
-  mv -fT "$1.codeb-new" "$1"; sync "$(dirname "$1")"; echo changed
-"""
-SCRIPTS: Mapping[Kind, str] = {
-    "packages": _HEAD + """
-missing=; for one; do
-  name=${one%%:*}; [ "$name" = "$one" ] || ! command -v "${one#*:}" >/dev/null || continue
-  [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing="$missing $name"
-done
-[ -n "$missing" ] || right
-change; dpkg --configure -a >&2; apt-get update -q >&2 || true
-apt-get install -q -y --no-remove --no-install-recommends $missing >&2; echo changed
-""",
-    "user": _HEAD + """
-groups=; [ -z "$3" ] || ! getent group "$3" >/dev/null || groups=$3
-if id -u "$1" >/dev/null 2>&1; then
-  [ -z "$groups" ] || case " $(id -Gn "$1") " in *" $groups "*) ;; *) change; usermod -a -G "$groups" "$1"; echo changed; exit 0;; esac
-  right
-fi
-change; useradd --create-home --home-dir "$2" --shell /bin/sh --password '*' ${groups:+-G "$groups"} "$1"; echo changed
-""",
-    "folder": _HEAD + """
-[ ! -L "$1" ] || { echo "$1 is a link" >&2; exit 8; }
-if [ -d "$1" ]; then [ "0$(stat -c %a "$1") $(stat -c %U:%G "$1")" != "$2 $3" ] || right
-elif [ -e "$1" ]; then echo "$1 is no folder" >&2; exit 8; fi
-change; mkdir -p "$1"; chown "$3" "$1"; chmod "$2" "$1"; sync "$(dirname "$1")"; echo changed
-""",
-    "line": _HEAD + """
-line=$(cat); [ "$(printf '%s' "$line" | sha256sum | cut -d' ' -f1)" = "$4" ] || { echo cut >&2; exit 9; }
-[ ! -L "$1" ] || { echo "$1 is a link" >&2; exit 8; }
-if [ -f "$1" ] && grep -qxF -- "$line" "$1"; then right; fi
-change; { [ ! -f "$1" ] || cat "$1"; printf '%s\\n' "$line"; } > "$1.codeb-new"
-""" + _SETTLE,
-    "file": _HEAD + """
-[ ! -L "$1" ] || { echo "$1 is a link" >&2; exit 8; }
-if [ -e "$1" ]; then
-  [ "$4" != keep ] || right
-  [ "$(sha256sum < "$1" | cut -d' ' -f1) 0$(stat -c '%a %U:%G' "$1")" != "$5 $2 $3" ] || right
-fi
-change; mkdir -p -m 0755 "$(dirname "$1")"
-""" + _PLACE + _SETTLE,
-    "secrets": _HEAD + """
-file=$1; shift; [ ! -e "$file" ] || right
-change; for one; do printf '%s=%s\\n' "$one" "$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')"; done > "$file.codeb-new"
-sync "$file.codeb-new"; mv -fT "$file.codeb-new" "$file"; sync "$(dirname "$file")"; echo changed
-""",
-}  # fmt: skip
-"""Fixed commands: arguments are words, contents come on stdin. The first argument is `check` or `apply`; the answer is right,
-change or changed. Each has its effect as a whole, and a second time none."""
-
-
-INTERNAL: Mapping[ServerRole, str] = {
-    R.APPLICATION: "9101",
-    R.STREAMING: "8000",
-    R.DATABASE: "5432-5499, 6379-6499",
-    R.BACKUP: "9090",
-}
-
-
-def firewall(role: ServerRole, ssh_port: int, peers: Sequence[str] = ()) -> str:
-    """Rules of nftables for the role: the port of sshd in use and what is public; what is internal for the other servers
-    (`peers`, IP addresses) only; all else from outside is dropped."""
-    public = {R.APPLICATION: "80, 443", R.STREAMING: "80, 443", R.DATABASE: "", R.BACKUP: ""}[role]
-    ports = ", ".join(text for text in (str(ssh_port), public) if text)
-    ours = [
-        f"    {family} saddr {{ {', '.join(some)} }} tcp dport {{ {INTERNAL[role]} }} accept\n"
-        for family, some in (
-            ("ip", [one for one in peers if ":" not in one]),
-            ("ip6", [one for one in peers if ":" in one]),
-        )
-        if some
-    ]
-    return (
-        "table inet codeb {\n  chain input {\n    type filter hook input priority 0; policy drop;\n"
-        '    ct state established,related accept\n    iif "lo" accept\n    meta l4proto { icmp, ipv6-icmp } accept\n'
-        f"    tcp dport {{ {ports} }} accept\n{''.join(ours)}  }}\n}}\n"
-    )

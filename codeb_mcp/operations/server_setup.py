@@ -13,33 +13,36 @@ from codeb_mcp.drivers.hosts import Finished, Host
 from codeb_mcp.drivers.ssh_keygen import have_key
 from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.errors import Conflict, DriverRefused
+from codeb_mcp.model.github_runner import LOOK, REGISTER, runner_says
 from codeb_mcp.model.machine import Action
 from codeb_mcp.model.redaction import clean_text
 from codeb_mcp.model.sequence import Sequence as Machine
 from codeb_mcp.model.sequence import Step
 from codeb_mcp.model.server import Server, ServerKey, ServerRole, UserName
-from codeb_mcp.model.server_setup import SCRIPTS, Item, digest, firewall, items_of, merged
+from codeb_mcp.model.server_scripts import SCRIPTS, digest
+from codeb_mcp.model.server_setup import Item, firewall_items, items_of, merged
 from codeb_mcp.operations.answers import RunRequest, fact, header_of, run_to_answer
 from codeb_mcp.operations.catalog import Effect, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.ownership import require_unlimited
 from codeb_mcp.operations.perform import Performer, step
 from codeb_mcp.operations.runs import Planned, planner
-from codeb_mcp.operations.servers import load_server, load_servers
+from codeb_mcp.operations.server_firewall import require_way_in, rules_for
+from codeb_mcp.operations.servers import load_server
 from codeb_mcp.registry.entries import RunHeader
 
 SETUP_SECONDS = 1800.0
 PACKAGE_SECONDS = 900.0
 ITEM_SECONDS = 60.0
 READ = '[ ! -e "$1" ] || cat -- "$1"'
-RUNNER = "/opt/actions-runner/.runner"
-RUNNER_SAYS = (
-    "the self-hosted runner is not registered: as user runner in /opt/actions-runner run `./config.sh --url "
-    "https://github.com/OWNER/REPOSITORY --token TOKEN --labels codeb,app-server`, then `./svc.sh install runner`"
+CODEB_THERE = "command -v codeb"
+NO_CODEB = (
+    "codeb itself is not installed for all users: put links to its programs into /usr/local/bin, then "
+    "`systemctl restart codeb`"
 )
-START_SAYS = (
-    "when `codeb init` has run: `systemctl daemon-reload && systemctl enable --now codeb codeb-housekeeping.timer`"
-)
+HOST_KEY_FILE = "/etc/ssh/ssh_host_ed25519_key.pub"
+BACK_SECONDS = 45
+"""How long new rules of the firewall are there before the former ones come back by themselves."""
 
 
 class ServerSetupRequest(Request):
@@ -50,6 +53,7 @@ class ServerSetupRequest(Request):
     login_user: UserName | None = Field(
         None, description="Log in as this user: root, or one that has sudo without a password; default: the inventory's"
     )
+    apply_firewall: bool = Field(False, description="Also apply the firewall's rules")
 
 
 class SetupRow(Result):
@@ -61,7 +65,7 @@ class SetupRow(Result):
 
 
 class ServerSetupResult(Result):
-    """What is right, and what was or would be changed. `firewall`: rules for nftables, which are not applied."""
+    """What is right, and what was or would be changed. `firewall`: the role's rules for nftables."""
 
     server_key: str
     role: ServerRole
@@ -80,21 +84,23 @@ class _SetupRun(RunRequest):
 
     server_key: ServerKey
     login_user: UserName | None = None
+    apply_firewall: bool = False
 
 
 @operation(effect=Effect.CHANGE, role=Role.ADMIN, reach=Reach.PLATFORM, long=True)
 async def server_setup(ctx: Context, request: ServerSetupRequest) -> ServerSetupResult:
     """Set a server up for its role; a dry run, which is the default, only looks and says what would be done.
 
-    Packages, the user codeb and its key, folders, and the files of engine, proxy, Centrifugo, systemd and log rotation. Only
-    what is not right is changed; a file that is replaced is kept beside as .before-codeb, and those of Caddy and Centrifugo
-    are never replaced. A server that goes away in between leaves the step before or after, and the same call goes on. No
-    service is started or restarted, but for what a new package starts by itself, and no firewall rule is applied.
+    Packages, the user codeb and its key, folders, files of engine, proxy, Centrifugo and log rotation, and units that are
+    enabled and, where systemd runs, started. Only what is not right is changed; a file that is replaced is kept beside as
+    .before-codeb, and those of Caddy and Centrifugo are never replaced. A server that goes away in between leaves the step
+    before or after, and the same call goes on. Nothing that runs is restarted. With applyFirewall its rules are applied; the
+    former ones come back by themselves unless a new connection gets through.
     """
     require_unlimited(ctx.caller)
     server = await load_server(ctx.store, request.server_key)
-    host = _host(ctx.services, request.server_key, server, request.login_user)
-    before = await _looked(ctx.services, host, server)
+    host = await _host(ctx.services, request.server_key, server, request.login_user)
+    rules, before = await _looked(ctx.services, host, server, firewalled=request.apply_firewall)
     differing = [item.name for item, status in before if status != "right"]
     operation_id = None
     if differing and not request.dry_run:
@@ -112,7 +118,7 @@ async def server_setup(ctx: Context, request: ServerSetupRequest) -> ServerSetup
         changed=done,
         operation_id=operation_id,
         data=rows,
-        firewall=firewall(server.role, server.port, await _peers(ctx, server)),
+        firewall=rules,
         notes=await _notes(host, server),
         summary=f"{request.server_key}: {said}",
         next_step="Repeat with dryRun: false to do it." if differing and not done else None,
@@ -120,7 +126,12 @@ async def server_setup(ctx: Context, request: ServerSetupRequest) -> ServerSetup
 
 
 async def _run(ctx: Context, request: ServerSetupRequest) -> str:
-    run = _SetupRun(project_name="server", server_key=request.server_key, login_user=request.login_user)
+    run = _SetupRun(
+        project_name="server",
+        server_key=request.server_key,
+        login_user=request.login_user,
+        apply_firewall=request.apply_firewall,
+    )
     header = header_of(ctx, "server_setup", run, team=ctx.caller.team, seconds=SETUP_SECONDS)
     # No project can be called so: a server's lease is its own.
     header = replace(header, project=f"server.{request.server_key}", environment=None)
@@ -130,17 +141,14 @@ async def _run(ctx: Context, request: ServerSetupRequest) -> str:
     return view.header.run_id
 
 
-async def _peers(ctx: Context, server: Server) -> list[str]:
-    """The addresses of the other servers; those that have only a name cannot stand in a rule."""
-    others = (one.host for one in (await load_servers(ctx.store)).values() if one.host != server.host)
-    return sorted({host for host in others if host.replace(".", "").isdigit() or ":" in host})
-
-
 async def _notes(host: Host, server: Server) -> list[str]:
     if server.role is not ServerRole.APPLICATION:
         return []
-    there = (await host.run(["test", "-e", RUNNER], timeout_seconds=ITEM_SECONDS)).ok
-    return [START_SAYS, "the self-hosted runner is registered" if there else RUNNER_SAYS]
+    sudo = await _sudo(host)
+    seen = await host.run([*sudo, "/bin/sh", "-c", LOOK, "codeb-setup"], timeout_seconds=ITEM_SECONDS)
+    runner = runner_says(seen.stdout.decode("utf-8", "replace")) if seen.ok else REGISTER
+    there = await host.run(["/bin/sh", "-c", CODEB_THERE, "codeb-setup"], timeout_seconds=ITEM_SECONDS)
+    return [runner] if there.ok else [NO_CODEB, runner]
 
 
 @planner("server_setup")
@@ -148,12 +156,13 @@ async def plan_setup(services: Services, header: RunHeader) -> Planned:
     """Looks at everything, and plans what is not right."""
     request = _SetupRun.model_validate(header.request)
     server = await load_server(services.store, request.server_key)
-    host = _host(services, request.server_key, server, request.login_user)
+    host = await _host(services, request.server_key, server, request.login_user)
     steps = []
-    for item, status in await _looked(services, host, server):
+    _, looked = await _looked(services, host, server, firewalled=request.apply_firewall)
+    for item, status in looked:
         if status == "right":
             continue
-        detail = {"server": request.server_key, "user": request.login_user, "item": asdict(item)}
+        detail = {"server": request.server_key, "user": request.login_user, "item": asdict(item), "run": header.run_id}
         seconds = PACKAGE_SECONDS if item.kind == "packages" else ITEM_SECONDS
         steps.append(Step(Action("setup_item", item.name, detail, deadline_seconds=seconds, says=item.says)))
     return Planned(Machine(tuple(steps)))
@@ -161,19 +170,36 @@ async def plan_setup(services: Services, header: RunHeader) -> Planned:
 
 @step("setup_item")
 async def setup_item(run: Performer, action: Action) -> Mapping[str, Any]:
-    """Have the thing, by its kind's fixed script."""
+    """Have the thing, by its kind's fixed script. Rules of the firewall are kept only when a new connection gets through."""
     detail = action.detail
     server = await load_server(run.store, detail["server"])
-    host = _host(run.services, detail["server"], server, detail["user"])
+    host = await _host(run.services, detail["server"], server, detail["user"])
     item = Item(**{**detail["item"], "words": tuple(detail["item"]["words"])})
-    return {"status": await _script(host, await _sudo(host), item, "apply", action.deadline_seconds)}
+    sudo = await _sudo(host)
+    if item.kind != "firewall":
+        return {"status": await _script(host, sudo, item, "apply", action.deadline_seconds)}
+    item = replace(item, words=(*item.words, digest(item.content), detail["run"], str(BACK_SECONDS)))
+    if (said := await _script(host, sudo, item, "apply", ITEM_SECONDS)) == "armed":
+        await require_way_in(run.services, detail["server"], server)
+        said = await _script(host, sudo, item, "keep", ITEM_SECONDS)
+    return {"status": said}
 
 
-def _host(services: Services, key: str, server: Server, user: str | None) -> Host:
-    if user is None or user == server.user:
-        return services.drivers.hosts.at(key, server)
+async def _host(services: Services, key: str, server: Server, user: str | None) -> Host:
+    hosts = services.drivers.hosts
+    if user is None or (server.connection == "ssh" and user == server.user):
+        return hosts.at(key, server)
+    if server.connection == "local":
+        # Its own key is read from its own disk, so nobody can be in between.
+        line = await hosts.at(key, server).read(HOST_KEY_FILE)
+        if line is None:
+            raise DriverRefused(
+                f"{key}: {HOST_KEY_FILE} is missing", hint="Have sshd with an ed25519 host key.", server=key
+            )
+        own = b" ".join(line.split()[:2]).decode("ascii", "replace")
+        server = server.model_copy(update={"connection": "ssh", "host": "127.0.0.1", "host_key": own})
     # A connection of its own: that of the inventory's user stays as it is.
-    return services.drivers.hosts.at(f"{key} ({user})", server.model_copy(update={"user": user}))
+    return hosts.at(f"{key} ({user})", server.model_copy(update={"user": user}))
 
 
 def _items(services: Services, server: Server) -> tuple[Item, ...]:
@@ -185,10 +211,14 @@ def _items(services: Services, server: Server) -> tuple[Item, ...]:
     return items_of(server.role, None)
 
 
-async def _looked(services: Services, host: Host, server: Server) -> list[tuple[Item, str]]:
-    """Every item with `right` or `change`. Raises DriverRefused for what is in the way."""
+async def _looked(
+    services: Services, host: Host, server: Server, *, firewalled: bool
+) -> tuple[str, list[tuple[Item, str]]]:
+    """The firewall's rules, and every item with `right` or `change`. Raises DriverRefused for what is in the way."""
     sudo = await _sudo(host)
-    return [(item, await _script(host, sudo, item, "check", ITEM_SECONDS)) for item in _items(services, server)]
+    rules = await rules_for(services, host, server, needed=firewalled)
+    items = (*_items(services, server), *(firewall_items(rules) if firewalled else ()))
+    return rules, [(item, await _script(host, sudo, item, "check", ITEM_SECONDS)) for item in items]
 
 
 async def _sudo(host: Host) -> Sequence[str]:
@@ -200,7 +230,7 @@ async def _sudo(host: Host) -> Sequence[str]:
         return ("sudo", "-n")
     raise DriverRefused(
         f"{host.key}: the user that logs in is not root and has no sudo without a password",
-        hint="Give loginUser: root, or a user with sudo -n; only set-up needs it.",
+        hint="Give loginUser: root, or let that user `sudo -n` everything (NOPASSWD: ALL); only set-up needs it.",
         server=host.key,
     )
 
@@ -209,7 +239,7 @@ async def _script(host: Host, sudo: Sequence[str], item: Item, mode: str, second
     words, content, kind = item.words, item.content, item.kind
     if kind == "merge":
         content, kind = await _merged(host, sudo, item), "file"
-    if kind in ("file", "line"):
+    if kind in ("file", "line") or (kind == "firewall" and mode == "check"):
         words = (*words, digest(content))
     done = await host.run(
         [*sudo, "/bin/sh", "-c", SCRIPTS[kind], "codeb-setup", mode, *words],
@@ -217,7 +247,7 @@ async def _script(host: Host, sudo: Sequence[str], item: Item, mode: str, second
         timeout_seconds=seconds,
     )
     said = done.stdout.decode("utf-8", "replace").strip()
-    if not done.ok or said not in ("right", "change", "changed"):
+    if not done.ok or said not in ("right", "change", "changed", "armed"):
         raise _refused(host, item, done)
     return said
 

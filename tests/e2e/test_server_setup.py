@@ -15,8 +15,17 @@ from codeb_mcp.model.server import Server
 from tests.lab.hosts import LabHosts
 from tests.unit.operations.world import OWNER, World, initialised
 
-MADE = ("/opt/codeb", "/etc/centrifugo", "/etc/caddy/codeb.json", "/etc/docker/daemon.json", "/etc/logrotate.d/codeb")
-UNITS = ("codeb.service", "codeb-housekeeping.service", "codeb-housekeeping.timer")
+MADE = (
+    "/opt/codeb", "/opt/actions-runner", "/etc/centrifugo", "/etc/caddy/codeb.json", "/etc/docker/daemon.json",
+    "/etc/logrotate.d/codeb", "/etc/codeb", "/var/log/codeb", "/etc/systemd/system",
+)  # fmt: skip
+AS_FRESH = r"""
+nft delete table inet codeb 2>/dev/null
+userdel -r runner 2>/dev/null
+rm -rf "$@" /etc/docker/*.before-codeb /etc/docker/*.codeb-new /run/codeb-firewall*
+mkdir -p /etc/docker /etc/caddy /etc/logrotate.d /etc/systemd/system
+for unit in caddy docker; do systemctl -q enable $unit; done
+"""
 
 
 class Cutting:
@@ -70,10 +79,7 @@ def host(hosts: LabHosts) -> Iterator[str]:
 
 
 def _empty(lab: LabHosts) -> None:
-    units = [f"/etc/systemd/system/{name}" for name in UNITS]
-    paths = [*MADE, *units, "/home/codeb/.ssh/setup-test"]
-    lab.exec("spare", "sh", "-c", 'rm -rf "$@" /etc/docker/*.before-codeb /etc/docker/*.codeb-new', "x", *paths)
-    lab.exec("spare", "sh", "-c", "mkdir -p /etc/docker /etc/caddy /etc/logrotate.d /etc/systemd/system")
+    lab.exec("spare", "sh", "-c", AS_FRESH, "x", *MADE, "/home/codeb/.ssh/setup-test")
 
 
 @pytest.fixture

@@ -13,8 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codeb_mcp.model.firewall import firewall
+from codeb_mcp.model.github_runner import runner_says
 from codeb_mcp.model.server import ServerRole
-from codeb_mcp.model.server_setup import DAEMON, SCRIPTS, Kind, digest, firewall, items_of, merged
+from codeb_mcp.model.server_scripts import SCRIPTS, Kind, digest
+from codeb_mcp.model.server_setup import DAEMON, firewall_items, items_of, merged
+
+ME = f"{pwd.getpwuid(os.getuid()).pw_name}:{grp.getgrgid(os.getgid()).gr_name}"
 
 
 def script(kind: Kind, mode: str, *words: str, content: str = "") -> tuple[int, str]:
@@ -32,13 +37,48 @@ def test_each_role_has_its_steps_in_order_and_each_name_once(role: ServerRole) -
     assert "authorized_key" not in [item.name for item in items_of(role, None)]
 
 
-@pytest.mark.parametrize("port", [22, 2222])
-def test_the_firewall_never_shuts_out_the_port_in_use(port: int) -> None:
+@pytest.mark.parametrize("ports", [[22], [2222], [22, 2222]])
+def test_the_firewall_never_shuts_out_the_ports_in_use(ports: list[int]) -> None:
     for role in ServerRole:
-        lines = firewall(role, port, ["192.0.2.7", "2001:db8::7"]).splitlines()
-        public, *internal = [line for line in lines if "dport" in line]
-        assert str(port) in public.partition("{")[2].partition("}")[0].strip().split(", ")
+        lines = firewall(role, ports, ["192.0.2.7", "2001:db8::7"]).splitlines()
+        public, *internal = [line for line in lines if "tcp dport" in line]
+        named = public.partition("{")[2].partition("}")[0].strip().split(", ")
+        assert {str(port) for port in ports} <= set(named)
         assert [line.split()[0] for line in internal] == ["ip", "ip6"]
+
+
+@pytest.mark.parametrize("role", ServerRole)
+@pytest.mark.real("systemd")
+def test_the_units_are_what_systemd_understands(role: ServerRole, tmp_path: Path) -> None:
+    items = [*items_of(role, None), *firewall_items("")]
+    units = [item for item in items if item.words and item.words[0].endswith((".service", ".timer"))]
+    units = [item for item in units if item.kind == "file"]
+    for item in units:
+        (tmp_path / Path(item.words[0]).name).write_text(item.content, encoding="utf-8")
+    names = [str(tmp_path / Path(item.words[0]).name) for item in units]
+    assert names
+    words = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *names]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done
+
+
+RUNNER = '\ufeff{"agentId": 7, "agentName": "app-1", "gitHubUrl": "https://github.com/acme/worb"}'
+
+
+@pytest.mark.parametrize(
+    ("seen", "said", "unsaid"),
+    [
+        (f"runner\nservice\n{RUNNER}", "app-1 is registered for https://github.com/acme/worb", "chown"),
+        (f"root\nservice\n{RUNNER}", "belongs to root instead of runner", "svc.sh"),
+        (f"runner\nnone\n{RUNNER}", "svc.sh install runner", "chown"),
+        ("runner\nservice\n{", "cannot be read", "is registered"),
+        ("", "cannot be read", "is registered"),
+    ],
+)
+def test_the_runner_is_told_with_what_is_wrong_with_it(seen: str, said: str, unsaid: str) -> None:
+    told = runner_says(seen)
+    assert said in told
+    assert unsaid not in told
 
 
 @given(st.dictionaries(st.text(max_size=8), st.one_of(st.booleans(), st.integers(), st.text(max_size=8)), max_size=5))
@@ -55,8 +95,7 @@ def test_what_is_no_object_is_not_merged(text: str) -> None:
 
 
 def test_a_file_is_written_once_and_the_former_one_kept(tmp_path: Path) -> None:
-    me = f"{pwd.getpwuid(os.getuid()).pw_name}:{grp.getgrgid(os.getgid()).gr_name}"
-    path, words = tmp_path / "deep" / "file", ("0640", me, "replace")
+    path, words = tmp_path / "deep" / "file", ("0640", ME, "replace")
     for content in ("one\n", "two\n"):
         sent = (str(path), *words, digest(content))
         assert script("file", "check", *sent, content=content) == (0, "change")
@@ -95,11 +134,11 @@ def test_a_program_that_is_there_counts_as_its_package() -> None:
 
 def test_secrets_are_made_once_and_differ(tmp_path: Path) -> None:
     path = tmp_path / "secrets.env"
-    assert script("secrets", "apply", str(path), "A", "B") == (0, "changed")
+    assert script("secrets", "apply", str(path), ME, "A", "B") == (0, "changed")
     first = path.read_text("utf-8")
     values = [line.partition("=")[2] for line in first.splitlines()]
     assert len(set(values)) == 2
     assert all(len(value) == 64 for value in values)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert script("secrets", "apply", str(path), "A", "B") == (0, "right")
+    assert script("secrets", "apply", str(path), ME, "A", "B") == (0, "right")
     assert path.read_text("utf-8") == first
