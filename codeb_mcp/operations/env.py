@@ -45,6 +45,9 @@ from codeb_mcp.operations.state import load_project
 from codeb_mcp.registry.env_copied import EnvCopied
 from codeb_mcp.registry.env_history import Changed, Decide, Draft, EnvSnapshot, values_of
 
+HANDED_OUT = ("database", "provisioned")
+"""Versions that brought the variables of data stores."""
+
 
 def _not_too_much(values: dict[str, str]) -> dict[str, str]:
     if size_of(values) > LARGEST_ENVIRONMENT:
@@ -83,10 +86,9 @@ async def env_set(ctx: Context, request: EnvSetRequest) -> EnvChangeResult:
         require_version(state, request.if_version)
         adopted = _adopted(state)
         start = adopted[-1].data if adopted else state.current
-        master = adopted[0].data if adopted else state.master
-        after = merged(
-            values_of(start), values_of(master), request.values, overwrite_protected=request.overwrite_protected
-        )
+        master = values_of(adopted[0].data if adopted else state.master)
+        handed_out = {**_handed_out(state), **master}
+        after = merged(values_of(start), handed_out, request.values, overwrite_protected=request.overwrite_protected)
         kept[:] = after.kept
         return _drafts(adopted, "set", start, after.values)
 
@@ -272,6 +274,14 @@ async def _write(ctx: Context, request: EnvChangeRequest, decide: Decide) -> Cha
         await env.retire(request.project_name, now)
         raise
     return changed
+
+
+def _handed_out(state: EnvSnapshot) -> dict[str, str]:
+    """The variables that came with a data store after the first version: as protected as those that the master has."""
+    given = {
+        name for one in state.entries if one.operation in HANDED_OUT for name in (*one.added, *one.changed)
+    }  # fmt: skip
+    return {name: value for name, value in values_of(state.current).items() if name in given}
 
 
 def _adopted(state: EnvSnapshot) -> list[Draft]:

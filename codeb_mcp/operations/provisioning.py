@@ -30,6 +30,11 @@ from codeb_mcp.operations.env import EnvValues, add_variables, refuse_placeholde
 from codeb_mcp.operations.env_state import EnvChangeRequest
 from codeb_mcp.operations.invoke import authorise
 from codeb_mcp.operations.ownership import require_scope
+from codeb_mcp.operations.state import load_ssot
+from codeb_mcp.operations.streaming import provision_streaming
+from codeb_mcp.operations.streaming_state import Which as Streaming
+from codeb_mcp.operations.streaming_state import choose_server as choose_streaming
+from codeb_mcp.operations.streaming_state import namespace_in, require_own_team
 
 AGAIN = "Then make the same call again: it goes on where this one stopped."
 
@@ -51,6 +56,7 @@ class ProvisionRequest(Request):
     )
     database: bool | StoreWish | None = Field(None, description="PostgreSQL in each environment, as database_create")
     redis: bool | StoreWish | None = Field(None, description="Redis in each environment, as database_create")
+    streaming: bool = Field(False, description="A Centrifugo namespace in each environment, as streaming_setup")
     domain: Domain | None = Field(None, description="Public host name of production, with its DNS, as domain_setup")
     env: EnvValues | None = Field(None, description="variables that each environment begins with; what is there stays")
 
@@ -80,6 +86,8 @@ async def require_possible(ctx: Context, request: ProvisionRequest, present: Col
     _require_fitting(request)
     for store in stores_of(request):
         await prospect(ctx, store)
+    if request.streaming:
+        await _require_streaming(ctx, request)
     if request.domain is not None:
         await require_settable(ctx.services, _domain_request(request, request.domain), ctx.caller.team)
 
@@ -103,6 +111,7 @@ def _require_rights(ctx: Context, request: ProvisionRequest) -> None:
     """Raise Forbidden unless the caller may do by itself what each wish does."""
     needed = {
         "database_create": {one.environment for one in stores_of(request)},
+        "streaming_setup": set(request.environments if request.streaming else ()),
         "env_set": set(request.environments if request.env else ()),
         "domain_setup": {Environment.PRODUCTION} if request.domain else set(),
     }
@@ -123,6 +132,18 @@ def _require_environments(request: ProvisionRequest, present: Collection[Environ
             raise _wrong(f"{field}.port", "is for one environment only; name it under environments")
     if request.domain is not None and Environment.PRODUCTION not in {*request.environments, *present}:
         raise _wrong("domain", "is for production, which this project does not have")
+
+
+async def _require_streaming(ctx: Context, request: ProvisionRequest) -> None:
+    """Raise when no server can have the namespaces, or one serves another team."""
+    ssot = await load_ssot(ctx.store)
+    mine = {"teamId": ctx.caller.team, "ports": {}}
+    ssot = {**ssot, "projects": {request.project_name: mine, **ssot.get("projects", {})}}
+    for environment in request.environments:
+        which = Streaming(request.project_name, environment)
+        entry = namespace_in(ssot, which)
+        server = entry.server if entry else await choose_streaming(ctx.services, None)
+        require_own_team(ctx.services, ssot, which, server)
 
 
 def _require_fitting(request: ProvisionRequest) -> None:
@@ -187,7 +208,8 @@ async def _grant_in(
         except CodebError as error:
             rows += [_failed("env", environment, error)] if request.env else []
             failed |= {one.kind: await _failed_store(ctx, one, error) for one in stores if one.kind not in failed}
-    return rows + [failed.get(store.kind) or await _store(ctx, store) for store in stores]
+    rows += [failed.get(store.kind) or await _store(ctx, store) for store in stores]
+    return rows + ([await _streaming(ctx, request.project_name, environment)] if request.streaming else [])
 
 
 async def _begin(ctx: Context, store: DatabaseCreateRequest) -> list[Access]:
@@ -234,13 +256,25 @@ async def _store(ctx: Context, store: DatabaseCreateRequest) -> Granted:
 
 
 async def _failed_store(ctx: Context, store: DatabaseCreateRequest, error: CodebError) -> Granted:
-    """The row of a store that could not be made; its server is named also when the error does not."""
+    """The row of a store that could not be made; its server is named also when the error does not, and what was refused or
+    could not be reached before any step is the check."""
     row = _failed(_name_of(store), store.environment, error)
+    row = row if row.step else row.model_copy(update={"step": "check"})
     if row.server is not None:
         return row
     with contextlib.suppress(CodebError):
         return row.model_copy(update={"server": (await prospect(ctx, store)).server})
     return row
+
+
+async def _streaming(ctx: Context, project: str, environment: Environment) -> Granted:
+    try:
+        result = await provision_streaming(ctx, project, environment)
+    except CodebError as error:
+        return _failed("streaming", environment, error)
+    said = "; ".join([f"namespace {result.namespace} on {result.server}", *result.warnings])
+    row = _made("streaming", environment, said, new=not result.unchanged)
+    return row.model_copy(update={"server": result.server, "operation_id": result.operation_id})
 
 
 async def _domain(ctx: Context, wanted: DomainSetupRequest) -> Granted:

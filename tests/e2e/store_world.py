@@ -94,7 +94,9 @@ class StoreWorld:
 
 
 @contextlib.asynccontextmanager
-async def installation(lab: LabHosts, root: Path, **databases: Any) -> AsyncIterator[StoreWorld]:
+async def installation(
+    lab: LabHosts, root: Path, *, keepalive_seconds: float = 5.0, **databases: Any
+) -> AsyncIterator[StoreWorld]:
     """A fresh registry whose server `storage` is the lab's; `databases` are settings."""
     world = await initialised(root)
     secret = root / "redis-password"
@@ -103,7 +105,7 @@ async def installation(lab: LabHosts, root: Path, **databases: Any) -> AsyncIter
     env = world.settings.env.model_copy(update={"immutable_master": False})
     settings = DatabaseSettings.model_validate({**said, **databases})
     world.settings = world.settings.model_copy(update={"databases": settings, "env": env})
-    ssh = SshHosts(SshSettings(key_file=lab.key_file, connect_seconds=3))
+    ssh = SshHosts(SshSettings(key_file=lab.key_file, connect_seconds=3, keepalive_seconds=keepalive_seconds))
     start = world.start
 
     def started(*args: Any, **more: Any) -> Services:

@@ -47,6 +47,7 @@ def rows(answer: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("invalid_request", "database.bogus", {"database": {"bogus": 1}}),
         ("invalid_request", "env.PORT", {"env": {"PORT": "80"}}),
         ("conflict", "", {"domain": "preview.codeb.localhost"}),
+        ("conflict", "", {"streaming": True}),
     ],
 )
 async def test_a_wish_that_cannot_be_is_refused_before_anything_is_made(
@@ -69,6 +70,26 @@ async def test_a_store_needs_a_server_that_is_certain(world: World, servers: dic
     problem = await world.refused(code, "project_create", projectName="worb", database=True)
     assert "server" in problem.message
     assert await made(world) == []
+
+
+async def test_a_streaming_server_of_another_team_is_known_beforehand(world: World) -> None:
+    await with_server(world, live={"host": "127.0.0.1", "role": "streaming", "connection": "local"})
+    await world.project("shop")
+    await world.call("team_create", teamId="acme", name="Acme")
+    entry = {"name": "shop", "server": "live", "state": "ready"}
+
+    def stream(doc: Any) -> Any:
+        shop = {**doc["projects"]["shop"], "streaming": {"production": entry}}
+        return {**doc, "projects": {**doc["projects"], "shop": shop}}
+
+    await update(world.services.store, "ssot", stream)
+    stranger = principal(Role.OWNER, "acme")
+    problem = await world.refused("conflict", "project_create", stranger, projectName="worb", streaming=True)
+    assert "serves another team" in problem.message
+    assert await made(world) == ["shop"]
+    answer = await world.call("project_create", projectName="worb", environments=["production"], streaming=True)
+    assert rows(answer) == [("streaming", "production", "failed")], "the own team is let in; there is no Centrifugo"
+    assert answer["provisioned"][0]["nextStep"].endswith("it goes on where this one stopped.")
 
 
 async def test_ports_that_are_taken_or_used_up_are_known_beforehand(tmp_path: Path) -> None:
@@ -96,6 +117,7 @@ async def test_ports_that_are_taken_or_used_up_are_known_beforehand(tmp_path: Pa
         (("tool:project_create", "tool:env_set"), {"env": {"A": "1"}}, True),
         (("tool:project_create", "tool:env_set"), {"database": True}, False),
         (("tool:project_create",), {"redis": True}, False),
+        (("tool:project_create",), {"streaming": True}, False),
         (("tool:project_create",), {"domain": "www.example.com"}, False),
         (("tool:project_create", "tool:domain_setup"), {"domain": "www.example.com"}, True),
         (("environment:staging",), {"environments": ["staging"], "env": {"A": "1"}}, True),
