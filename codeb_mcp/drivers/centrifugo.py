@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from codeb_mcp.drivers.hosts import Finished, Host
 from codeb_mcp.model.centrifugo import NEWEST, OLDEST, Secrets, major_of, parse_config, pid_file_of, secrets_of, signed
-from codeb_mcp.model.errors import CodebError, Conflict, DeadlineExceeded, DriverRefused, DriverUnavailable
+from codeb_mcp.model.errors import (
+    CodebError,
+    Conflict,
+    DeadlineExceeded,
+    DriverRefused,
+    DriverUnavailable,
+    InsufficientStorage,
+)
 from codeb_mcp.model.redaction import MASK, clean_text
 
 if TYPE_CHECKING:
@@ -40,15 +47,15 @@ _REPLACE = """set -eu; umask 077; export LC_ALL=C PATH=/usr/local/sbin:/usr/loca
 config=$1 expected=$2 wanted=$3 program=$4; folder=$(dirname "$config"); new=$folder/.codeb-new.json
 [ ! -L "$config" ] && [ -f "$config" ] || exit 8
 exec 9<"$folder"; flock -w 10 9 || exit 13
-rm -f "$new"; cat > "$new"
+trap 'rm -f "$new"' EXIT; rm -f "$new"; cat > "$new"
 digest() { sha256sum < "$1" | cut -d' ' -f1; }
-[ "$(digest "$new")" = "$wanted" ] || { rm -f "$new"; exit 9; }
-[ "$(digest "$config")" = "$expected" ] || { rm -f "$new"; exit 10; }
+[ "$(digest "$new")" = "$wanted" ] || exit 9
+[ "$(digest "$config")" = "$expected" ] || exit 10
 if [ "$(stat -c %u:%g "$new")" != "$(stat -c %u:%g "$config")" ]; then
-  chown --reference="$config" "$new" 2>/dev/null || { rm -f "$new"; exit 12; }
+  chown --reference="$config" "$new" 2>/dev/null || exit 12
 fi
 chmod --reference="$config" "$new"
-"$program" checkconfig -c "$new" >&2 || { rm -f "$new"; exit 11; }
+"$program" checkconfig -c "$new" >&2 || exit 11
 sync "$new"; mv -fT "$new" "$config"; sync "$folder"
 """
 _RELOAD = """set -eu; export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; pid=
@@ -133,6 +140,8 @@ class Centrifugo:
         done = await self._host.run([self._place.program, "version"], timeout_seconds=CALL_SECONDS)
         said = clean_text(done.stdout.decode("utf-8", "replace").strip(), limit=80)
         major = major_of(said) if done.ok else None
+        if major == 0:  # how a program calls itself that `go install` made
+            major = NEWEST
         if major is None:
             raise self._refused(
                 f"{self._place.program} is not there or does not say its version",
@@ -180,6 +189,12 @@ class Centrifugo:
             why = "the line was cut" if done.status == _CUT else "somebody else is changing it"
             return DriverUnavailable(
                 f"server {self._host.key}: {path} was not changed: {why}", hint="Try again.", server=self._host.key
+            )
+        if b"No space left" in done.stderr or b"quota" in done.stderr:
+            return InsufficientStorage(
+                f"the disk of server {self._host.key} is too full to change {path}",
+                hint="Free some space on the server, then try again.",
+                server=self._host.key,
             )
         if done.status == _LINK:
             return self._refused(f"{path} is a link or no file", "Put the file itself there.", "link")
@@ -266,7 +281,10 @@ class Centrifugo:
             self._session() as session,
             session.request(verb, f"{BASE}{path}", json=body, headers=headers, allow_redirects=False) as answer,
         ):
-            return answer.status, await answer.content.read(LARGEST_ANSWER)
+            content = b""
+            while len(content) < LARGEST_ANSWER and (part := await answer.content.read(LARGEST_ANSWER)):
+                content += part
+            return answer.status, content
 
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:

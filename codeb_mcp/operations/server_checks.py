@@ -29,6 +29,7 @@ from codeb_mcp.operations.catalog import Effect, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.servers import load_server, load_servers
 from codeb_mcp.operations.state import environments
+from codeb_mcp.operations.streaming_checks import centrifugo_findings
 
 ASK_SECONDS = 10.0
 MISSING = 127
@@ -221,7 +222,7 @@ async def _caddy(probe: Probe) -> list[Finding]:
 
 
 async def _centrifugo(probe: Probe) -> list[Finding]:
-    return [await _http(probe, "centrifugo", "127.0.0.1:8000", "/health")]
+    return await centrifugo_findings(probe.services, probe.host, probe.host.key)
 
 
 async def _prometheus(probe: Probe) -> list[Finding]:
