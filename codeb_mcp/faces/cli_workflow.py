@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from codeb_mcp.faces.cli_call import Manner, Surroundings, Wanted, asked, carry_out, print_answer
+from codeb_mcp.faces.cli_call import Manner, Surroundings, Wanted, asked, carry_out, exit_code_of, print_answer
 from codeb_mcp.faces.cli_flags import Flag, flags_of, wire_arguments
 from codeb_mcp.model.dockerfiles import DOCKERFILE, DOCKERIGNORE
 from codeb_mcp.model.errors import Conflict, DriverRefused, InvalidRequest
@@ -70,7 +70,7 @@ def _init_command(operation: Operation, options: Callable[..., Any]) -> click.Co
         answer = _understood(operation, answer)
         done = write_files(Path(write), answer.get("files", [])) if write is not None else None
         _print_init(answer, done, manner, diff=diff)
-        return 0
+        return exit_code_of(answer, operation)
 
     return _named("init", operation, body, flags)
 

@@ -183,9 +183,14 @@ def first_failure(rows: Sequence[Granted]) -> int:
     return next((ERRORS[row.code].exit_code for row in rows if row.code in ERRORS), 0)
 
 
+def failures(rows: Sequence[Granted]) -> list[str]:
+    """What to do about each wish that failed."""
+    return [f"{row.wish} of {row.environment}: {row.next_step}" for row in rows if row.next_step]
+
+
 def next_steps(request: ProvisionRequest, rows: Sequence[Granted]) -> list[str]:
     """What is usually done next."""
-    steps = [f"{row.wish} of {row.environment}: {row.next_step}" for row in rows if row.next_step]
+    steps = failures(rows)
     if not (request.database or request.redis):
         steps.append("database_create gives an environment a PostgreSQL database or Redis")
     return [*steps, "env_set sets its variables", "deploy, then promote"]

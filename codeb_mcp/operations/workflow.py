@@ -11,7 +11,7 @@ from codeb_mcp.model.access import Reach, Role
 from codeb_mcp.model.dockerfiles import DOCKERFILE, DOCKERIGNORE, SECRETS, AppType, dockerfile, dockerignore
 from codeb_mcp.model.errors import DeadlineExceeded, InvalidRequest, ReleaseUnhealthy
 from codeb_mcp.model.finding import Finding, Severity
-from codeb_mcp.model.names import Environment, Port, ProjectName
+from codeb_mcp.model.names import Domain, Environment, Port, ProjectName
 from codeb_mcp.model.preview import LONGEST_NAME
 from codeb_mcp.model.project import Project
 from codeb_mcp.model.scan import MOST_BYTES, MOST_FILES, scan, shown
@@ -25,9 +25,12 @@ from codeb_mcp.model.workflow import (
     preview_workflow,
     to_yaml,
 )
-from codeb_mcp.operations.catalog import Effect, Request, Result, operation
+from codeb_mcp.operations.catalog import CATALOG, Effect, Request, Result, operation
 from codeb_mcp.operations.context import Context
-from codeb_mcp.operations.ownership import team_projects
+from codeb_mcp.operations.invoke import authorise
+from codeb_mcp.operations.ownership import require_scope, team_projects
+from codeb_mcp.operations.projects import ProjectCreateRequest, ProjectCreateResult, project_create
+from codeb_mcp.operations.provisioning import Granted, failures, first_failure
 from codeb_mcp.operations.state import load_project
 
 MOST_ISSUES = 40
@@ -59,6 +62,9 @@ class WorkflowInitRequest(Request):
     previews: bool = Field(True, description="A preview environment for each pull request")
     database: bool = Field(False, description="The app uses PostgreSQL")
     redis: bool = Field(False, description="The app uses Redis")
+    streaming: bool = Field(False, description="The app uses Centrifugo")
+    domain: Domain | None = Field(None, description="Public host name of production")
+    create: bool = Field(False, description="Also make the project with all of these, as project_create")
     container_port: Port | None = Field(None, description="Port the app listens on; the project's, else 8080")
 
 
@@ -79,7 +85,8 @@ class SettingAnswer(Result):
 
 
 class WorkflowInitResult(Result):
-    """Files to put into the repository, and what to do besides. `ports` is empty until the project exists."""
+    """Files to put into the repository, and what to do besides. `ports` is empty until the project exists; `provisioned` is
+    what became of each wish."""
 
     project_name: str
     type: AppType
@@ -91,16 +98,24 @@ class WorkflowInitResult(Result):
     ports: dict[str, dict[str, int]] = Field(description="blue and green port per environment")
     container_port: int
     secrets: list[SettingAnswer]
+    created: bool | None = None
+    provisioned: list[Granted] = Field(default_factory=list)
     next_steps: list[str]
 
+    @property
+    def exit_code(self) -> int:
+        """That of the first wish that failed."""
+        return first_failure(self.provisioned)
 
-@operation(effect=Effect.READ, role=Role.MEMBER, reach=Reach.TEAM)
+
+@operation(effect=Effect.CHANGE, role=Role.MEMBER, reach=Reach.TEAM, long=True)
 async def workflow_init(ctx: Context, request: WorkflowInitRequest) -> WorkflowInitResult:
-    """Write the GitHub Actions workflows, the Dockerfile and .dockerignore for a repository; changes nothing itself.
+    """Write the GitHub Actions workflows, the Dockerfile and .dockerignore for a repository; with create, make its project.
 
-    The same request answers the same bytes. `codeb workflow init` puts them into a checkout and overwrites nothing.
-    Pull requests are built on GitHub's machines only. The project is made by project_create.
+    Without create it changes nothing. The same request answers the same files. `codeb workflow init` puts them into a checkout
+    and overwrites nothing. Pull requests are built on GitHub's machines only.
     """
+    made = await _made(ctx, request) if request.create else None
     project = await _own_project(ctx, request.project_name)
     port = request.container_port or (project.settings.container_port if project else 8080)
     pipeline = Pipeline(
@@ -127,8 +142,31 @@ async def workflow_init(ctx: Context, request: WorkflowInitRequest) -> WorkflowI
         else {},
         container_port=port,
         secrets=_settings(request),
-        next_steps=_next_steps(request, project, port),
+        created=made.created if made else None,
+        provisioned=made.provisioned if made else [],
+        next_steps=[*(failures(made.provisioned) if made else []), *_next_steps(request, project, port)],
     )
+
+
+async def _made(ctx: Context, request: WorkflowInitRequest) -> ProjectCreateResult:
+    """The project with what the app uses. Raises like project_create, and Forbidden for who may not make projects."""
+    wanted = ProjectCreateRequest(
+        project_name=request.project_name,
+        environments=_environments(request),
+        container_port=request.container_port,
+        database=request.database,
+        redis=request.redis,
+        streaming=request.streaming,
+        domain=request.domain,
+    )
+    authorise(CATALOG["project_create"], ctx.caller)
+    require_scope(ctx.caller, wanted.project_name, wanted.environments, changes=True)
+    return await project_create(ctx, wanted)
+
+
+def _environments(request: WorkflowInitRequest) -> tuple[Environment, ...]:
+    only = request.environment is Environment.PRODUCTION
+    return (Environment.PRODUCTION,) if only else (Environment.PRODUCTION, Environment.STAGING)
 
 
 async def _own_project(ctx: Context, name: str) -> Project | None:
@@ -168,6 +206,8 @@ def _settings(request: WorkflowInitRequest) -> list[SettingAnswer]:
         rows.append(("DATABASE_URL", "environment", live, "PostgreSQL, read at run time only"))
     if request.redis:
         rows.append(("REDIS_URL", "environment", live, "Redis, read at run time only"))
+    if request.streaming:
+        rows.append(("CENTRIFUGO_URL", "environment", live, "Centrifugo, read at run time only"))
     return [SettingAnswer(name=name, kind=kind, where=where, purpose=purpose) for name, kind, where, purpose in rows]
 
 
@@ -175,7 +215,7 @@ def _next_steps(request: WorkflowInitRequest, project: Project | None, port: int
     name = request.project_name
     steps = []
     if project is None:
-        steps.append(f"Create the project: project_create with projectName {name}.")
+        steps.append(f"Create the project: project_create with projectName {name}{_wishes(request)}.")
     elif project.settings.container_port != port:
         steps.append(f"Tell the project its port: project_update with containerPort {port}.")
     steps += [
@@ -195,6 +235,12 @@ def _next_steps(request: WorkflowInitRequest, project: Project | None, port: int
     if "preview" in _targets(request) and len(name) > LONGEST_NAME - len("-pr-9999"):
         steps.append(f"Choose a shorter name: previews are called {name}-pr-N, at most {LONGEST_NAME} characters.")
     return steps
+
+
+def _wishes(request: WorkflowInitRequest) -> str:
+    said = [name for name in ("database", "redis", "streaming") if getattr(request, name)]
+    said += [f"domain {request.domain}"] if request.domain else []
+    return f", {', '.join(said)}; or repeat this call with create" if said else ""
 
 
 def _scopes(project: str, target: str) -> str:

@@ -207,7 +207,7 @@ async def test_a_scoped_key_cannot_make_a_wider_one(
 
 def test_every_operation_has_an_effect_that_fits_its_name() -> None:
     for name, operation in CATALOG.items():
-        reads = name.endswith(("_get", "_list", "_status", "_check", "_verify", "workflow_init", "_scan", "_diff"))
+        reads = name.endswith(("_get", "_list", "_status", "_check", "_verify", "_scan", "_diff"))
         assert (operation.effect is Effect.READ) == reads, name
         assert (operation.effect is Effect.DESTROY) == name.endswith(
             ("_delete", "_cleanup", "_revoke", "_remove", "_repair")

@@ -11,7 +11,7 @@ import pytest
 
 from codeb_mcp.model.access import Role
 from codeb_mcp.model.dockerfiles import AppType
-from codeb_mcp.model.errors import Forbidden, InvalidRequest
+from codeb_mcp.model.errors import Conflict, Forbidden, InvalidRequest
 from codeb_mcp.operations.catalog import ANSWER_LIMIT, CATALOG, load_all
 from codeb_mcp.operations.invoke import validated
 from tests.faces.payloads import others, texts
@@ -233,3 +233,42 @@ async def test_a_key_for_previews_makes_previews_and_nothing_else(shop: World) -
     staging = await shop.key("acme", Role.MEMBER, scopes=("environment:staging",))
     with pytest.raises(Forbidden):
         await shop.call("preview_create", staging, projectName="shop", pullRequest=12)
+
+
+# ── with create ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_with_create_the_project_is_made_and_the_same_again_changes_nothing(world: World) -> None:
+    wish = {"projectName": "fresh", "create": True, "domain": "www.example.com", "containerPort": 3000}
+    answer = await init(world, **wish)
+    assert (answer["created"], answer["projectExists"]) == (True, True)
+    assert sorted(answer["ports"]) == ["production", "staging"]
+    assert [(row["wish"], row["outcome"]) for row in answer["provisioned"]] == [("domain", "made")]
+    assert not [step for step in answer["nextSteps"] if "project_create" in step or "project_update" in step]
+    again = await init(world, **wish)
+    assert (again["created"], again["provisioned"][0]["outcome"]) == (False, "present")
+    assert again["files"] == answer["files"]
+    assert answer["ports"] == again["ports"]
+
+
+async def test_create_for_production_alone_makes_production_alone(world: World) -> None:
+    answer = await init(world, projectName="fresh", environment="production", create=True)
+    assert list(answer["ports"]) == ["production"]
+
+
+async def test_create_needs_the_rights_of_project_create_and_refuses_before_anything_is_made(world: World) -> None:
+    only = await world.key("acme", Role.MEMBER, scopes=("tool:workflow_init",))
+    staging = await world.key("acme", Role.MEMBER, scopes=("environment:staging",))
+    for key in (only, staging):
+        assert (await world.call("workflow_init", key, **GOOD))["projectExists"] is False
+        with pytest.raises(Forbidden):
+            await world.call("workflow_init", key, **GOOD, create=True)
+    with pytest.raises(Conflict):
+        await init(world, create=True, database=True)  # the inventory has no server for it
+    assert (await world.call("project_list", world.keys["acme"]["viewer"]))["data"] == []
+
+
+async def test_without_create_the_wishes_are_said_in_the_next_step(world: World) -> None:
+    answer = await init(world, projectName="fresh", database=True, streaming=True)
+    assert answer["nextSteps"][0].endswith("projectName fresh, database, streaming; or repeat this call with create.")
+    assert "created" not in answer
