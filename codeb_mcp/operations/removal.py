@@ -32,6 +32,7 @@ from codeb_mcp.operations.environments import without_project
 from codeb_mcp.operations.perform import Performer, adopted_id, step
 from codeb_mcp.operations.runs import Planned, RunView, planner
 from codeb_mcp.operations.state import find_slots, load_project, load_ssot
+from codeb_mcp.operations.streaming_plans import leaving_actions
 from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.store import Change, Document
 
@@ -107,7 +108,10 @@ async def plan_delete(services: Services, header: RunHeader) -> Planned:
             )
     detail = {"project": header.project, "team": project.team_id, "environments": [one.value for one in project.ports]}
     actions.append(Action("forget_project", "forget_project", detail, says="strike it from the registry"))
-    return Planned(Machine(tuple(Step(replace(action, undo=True)) for action in actions)))
+    steps = tuple(Step(replace(action, undo=True)) for action in actions)
+    # A streaming server that is away keeps no project alive: what stays there is told.
+    streams = leaving_actions(await load_ssot(services.store), header.project)
+    return Planned(Machine((*(Step(action, soft=True) for action in streams), *steps)))
 
 
 async def _require_no_stores(services: Services, project: str) -> None:
