@@ -471,3 +471,24 @@ async def test_server_check_tells_what_is_wrong_with_a_streaming_server(
         server.stop()
         server.write_config(good)
         server.run()
+
+
+async def test_a_project_that_is_deleted_leaves_no_namespace_and_a_server_that_is_away_keeps_none_alive(
+    far: StreamingWorld, server: LabCentrifugo, unique: str
+) -> None:
+    config = server.read_config()
+    for name in (unique, f"{unique}-b"):
+        await far.world.project(name)
+        await far.setup(name)
+    said = await far.world.call("project_delete", projectName=unique, confirm=unique)
+    assert (said["status"], said["warnings"]) == ("succeeded", [])
+    assert unique not in far.namespaces()
+    server.stop()
+    try:
+        said = await far.world.call("project_delete", projectName=f"{unique}-b", confirm=f"{unique}-b")
+    finally:
+        server.run()
+    assert said["status"] == "succeeded"
+    assert [one for one in said["warnings"] if "streaming" in one], said["warnings"]
+    server.write_config(config)
+    server.signal("HUP")
