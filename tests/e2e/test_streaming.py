@@ -13,7 +13,7 @@ import pytest
 
 from codeb_mcp.model.access import Role
 from codeb_mcp.model.centrifugo import SECRET_NAMES
-from codeb_mcp.model.errors import CodebError, Conflict
+from codeb_mcp.model.errors import CodebError, Conflict, DriverUnavailable
 from codeb_mcp.operations.streaming_state import way_to
 from tests.e2e.streaming_world import LIVE, CutAt, StreamingWorld, centrifugo_on, installation, listened, token
 from tests.lab.centrifugo import VERSION, LabCentrifugo
@@ -198,6 +198,49 @@ async def test_an_operators_edit_in_between_is_kept(far: StreamingWorld, server:
     with pytest.raises(Conflict, match="streaming"):
         await way.replace(before, before.text.replace("{", "{ ", 1))
     assert server.read_config()["edited"] == unique
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
+async def test_what_came_over_a_line_that_was_cut_is_not_put_in_place(
+    far: StreamingWorld, server: LabCentrifugo, part: float
+) -> None:
+    class Short:
+        """A server that gets the beginning of what it is sent."""
+
+        key = "streaming"
+
+        async def run(self, argv: list[str], *, stdin: bytes = b"", **more: Any) -> Any:
+            return await real.run(argv, stdin=stdin[: int(len(stdin) * part)], **more)
+
+    way = await way_to(far.world.services, "streaming")
+    before, real = await way.read(), way._host
+    way._host = Short()  # type: ignore[assignment]
+    config = server.read_config()
+    with pytest.raises(DriverUnavailable, match="streaming"):
+        await way.replace(before, before.text.replace("{", "{  ", 1))
+    assert server.read_config() == config
+    assert b".codeb-new" not in server.lab.exec(server.host, "ls", "-A", server.folder).stdout
+
+
+async def test_owner_and_mode_stay(far: StreamingWorld, server: LabCentrifugo, unique: str) -> None:
+    def rights() -> bytes:
+        return server.lab.exec(server.host, "stat", "-c", "%a %U %G", server.config).stdout
+
+    before = rights()
+    await far.world.project(unique)
+    await far.setup(unique)
+    assert (rights(), before) == (before, b"640 codeb codeb\n")
+    server.lab.exec(server.host, "chown", "root:root", server.config)
+    server.lab.exec(server.host, "chmod", "644", server.config)
+    try:
+        problem = await far.world.refused(
+            "driver_refused", "streaming_remove", projectName=unique, **LIVE, confirm=unique
+        )
+        assert "owner" in problem.message
+        assert (rights(), unique in far.namespaces()) == (b"644 root root\n", True)
+    finally:
+        server.write_config(server.read_config())
+    await far.remove(unique)
 
 
 async def test_what_centrifugos_own_check_refuses_is_never_put_in_place(
