@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 
 from codeb_mcp.drivers.hosts import Host
-from codeb_mcp.model.errors import Conflict, DriverUnavailable, HostKeyChanged
+from codeb_mcp.model.errors import CodebError, Conflict, DeadlineExceeded, DriverUnavailable, HostKeyChanged
 from codeb_mcp.model.firewall import firewall
 from codeb_mcp.model.server import Server
 from codeb_mcp.operations.context import Services
@@ -13,6 +14,8 @@ from codeb_mcp.operations.servers import load_servers
 
 WAY_IN_SECONDS = 10.0
 KNOCK = ["timeout", "5", "bash", "-c", 'exec 3<>"/dev/tcp/$0/$1"']
+
+BACK_SAYS = "The former rules come back by themselves, within a minute."
 
 
 async def rules_for(services: Services, host: Host, server: Server, *, needed: bool) -> str:
@@ -43,22 +46,34 @@ async def require_way_in(services: Services, key: str, server: Server) -> None:
     work."""
     hosts = services.drivers.hosts
     if server.connection == "ssh":
-        shown = await hosts.host_keys(server.host, server.port)
+        try:
+            shown = await hosts.host_keys(server.host, server.port)
+        except (DriverUnavailable, DeadlineExceeded) as error:
+            raise DriverUnavailable(
+                f"{key} lets no new connection in: {error.message}", hint=BACK_SAYS, server=key
+            ) from None
         if server.host_key not in shown:
             raise HostKeyChanged(
                 f"{key} shows another host key than the accepted one", hint="Look into it.", server=key
             )
         return
+    tried = []
     for name, other in (await load_servers(services.store)).items():
-        if other.connection == "ssh" and other.host_key is not None:
+        if other.connection != "ssh" or other.host_key is None:
+            continue
+        tried.append(name)
+        with contextlib.suppress(CodebError):
             way = [*KNOCK, server.host, str(server.port)]
             if (await hosts.at(name, other).run(way, timeout_seconds=WAY_IN_SECONDS)).ok:
                 return
-            raise DriverUnavailable(
-                f"{name} cannot reach {server.host}:{server.port}", hint="The former rules come back.", server=key
-            )
+    if tried:
+        raise DriverUnavailable(
+            f"{server.host}:{server.port} cannot be reached from {', '.join(tried)}",
+            hint=BACK_SAYS,
+            server=key,
+        )
     raise Conflict(
         f"nobody can tell whether {key} still lets us in",
-        hint="Add another server first: one that is this machine itself is tried from there. The former rules come back.",
+        hint=f"Add another server first: this machine is tried from there. {BACK_SAYS}",
         server=key,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,13 @@ import pytest
 
 from codeb_mcp.drivers.hosts import Host
 from codeb_mcp.drivers.ssh import SshHosts, SshSettings
-from codeb_mcp.model.server import Server
+from codeb_mcp.model import server_setup as needs
+from codeb_mcp.model.firewall import firewall
+from codeb_mcp.model.server import Server, ServerRole
+from codeb_mcp.operations import server_setup
+from codeb_mcp.registry.store import update
+from tests.lab import units
+from tests.lab.daemons import wait_until
 from tests.lab.hosts import LabHosts
 from tests.unit.operations.world import OWNER, World, initialised
 
@@ -85,9 +92,8 @@ def _empty(lab: LabHosts) -> None:
 @pytest.fixture
 async def world(hosts: LabHosts, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """An installation that knows the host, with what the lab's machine has for packages."""
-    from codeb_mcp.model import server_setup
-
-    monkeypatch.setattr(server_setup, "PACKAGES", dict.fromkeys(server_setup.PACKAGES, ("openssh-server", "rsync")))
+    some = dict.fromkeys(needs.PACKAGES, ("openssh-server", "rsync"))
+    monkeypatch.setattr(needs, "PACKAGES", some)
     made = await initialised(tmp_path / "codeb")
     settings = made.settings.model_copy(
         update={"ssh": made.settings.ssh.model_copy(update={"key_file": Path(hosts.key_file)})}
@@ -189,3 +195,131 @@ async def test_a_user_without_rights_is_told_what_is_missing(world: World, hosts
     setup = await known(world, hosts, "backup")
     error = await world.refused("driver_refused", "server_setup", OWNER, serverKey=setup["serverKey"])
     assert "sudo" in error.message
+
+
+# ── the firewall ────────────────────────────────────────────────────────────────────────────────────────────────
+
+OTHERS = "table inet other { chain input { type filter hook input priority 10; tcp dport 8081 drop; }; }"
+
+
+def reaches(lab: LabHosts, port: int) -> bool:
+    """Whether a stranger gets a connection."""
+    try:
+        socket.create_connection((lab.address("spare"), port), timeout=0.5).close()
+    except OSError:
+        return False
+    return True
+
+
+def rules(lab: LabHosts) -> str:
+    """Ours, as the kernel has them."""
+    return lab.exec("spare", "nft", "-s", "list", "table", "inet", "codeb", check=False).stdout.decode()
+
+
+@pytest.fixture
+def listening(hosts: LabHosts, host: str) -> Iterator[None]:
+    """Somebody answers at 80 and 8080, and others have rules of their own."""
+    ends = [
+        hosts.exec(host, "sh", "-c", f"busybox httpd -f -p {port} -h /tmp >/dev/null 2>&1 & echo $!")
+        for port in (80, 8080)
+    ]
+    hosts.exec(host, "nft", OTHERS)
+    wait_until(lambda: reaches(hosts, 80) and reaches(hosts, 8080), 10, "nobody answers")
+    yield
+    hosts.exec(host, "sh", "-c", 'nft delete table inet other; nft delete table inet codeb; kill "$@"', "x",
+               *(one.stdout.decode().strip() for one in ends), check=False)  # fmt: skip
+
+
+@pytest.mark.usefixtures("listening")
+async def test_the_firewall_is_only_printed_unless_it_is_asked_for(world: World, hosts: LabHosts) -> None:
+    setup = await known(world, hosts, "application")
+    said = await world.call("server_setup", dryRun=False, **setup)
+    assert "tcp dport { 22, 80, 443 } accept" in said["firewall"]
+    assert (rules(hosts), reaches(hosts, 8080)) == ("", True)
+    plan = await world.call("server_setup", applyFirewall=True, **setup)
+    assert [row["name"] for row in plan["data"] if row["status"] == "change"] == [
+        "unit_firewall", "firewall", "enable_firewall",
+    ]  # fmt: skip
+    assert (rules(hosts), reaches(hosts, 8080)) == ("", True)
+
+
+@pytest.mark.usefixtures("listening")
+async def test_an_applied_firewall_closes_and_opens_what_it_says_and_outlives_a_reboot(
+    world: World, hosts: LabHosts
+) -> None:
+    setup = await known(world, hosts, "application") | {"applyFirewall": True, "dryRun": False}
+    assert (await world.call("server_setup", **setup))["changed"] is True
+    assert {port: reaches(hosts, port) for port in (22, 80, 8080)} == {22: True, 80: True, 8080: False}
+    assert "8081" in hosts.exec("spare", "nft", "list", "table", "inet", "other").stdout.decode()
+    assert units.enabled(hosts, "spare", "codeb-firewall.service")
+    whole, applied = hosts.tree_hash("spare"), rules(hosts)
+    assert (await world.call("server_setup", **setup))["changed"] is False
+    assert (hosts.tree_hash("spare"), rules(hosts)) == (whole, applied)
+    hosts.exec("spare", "nft", "delete", "table", "inet", "codeb")
+    units.start(hosts, "spare", "codeb-firewall.service")
+    wait_until(lambda: rules(hosts) == applied, 10, "the rules are not there after a boot")
+    hosts.exec("spare", "nft", "add", "rule", "inet", "codeb", "input", "tcp", "dport", "8080", "accept")
+    assert reaches(hosts, 8080)
+    assert (await world.call("server_setup", **setup))["changed"] is True
+    assert (rules(hosts), reaches(hosts, 8080)) == (applied, False)
+
+
+@pytest.mark.usefixtures("listening")
+@pytest.mark.parametrize("former", [False, True], ids=["no rules before", "other rules before"])
+async def test_rules_that_shut_us_out_are_taken_back_by_the_server_itself(
+    world: World, hosts: LabHosts, monkeypatch: pytest.MonkeyPatch, *, former: bool
+) -> None:
+    setup = await known(world, hosts, "application") | {"applyFirewall": True, "dryRun": False}
+    if former:
+        await world.call("server_setup", **setup)
+    before, file = rules(hosts), hosts.exec("spare", "sh", "-c", "cat /etc/codeb/firewall.nft || :").stdout
+
+    async def shut(*_: Any, **__: Any) -> str:
+        return firewall(ServerRole.BACKUP, [2222])
+
+    monkeypatch.setattr(server_setup, "rules_for", shut)
+    monkeypatch.setattr(server_setup, "BACK_SECONDS", 6)
+    error = await world.refused("driver_unavailable", "server_setup", OWNER, **setup)
+    assert [one["name"] for one in error.detail["steps"] if one["status"] == "failed"] == ["firewall"]
+    assert "2222" in rules(hosts), "they were really there"
+    assert not reaches(hosts, 22)
+    wait_until(lambda: rules(hosts) == before, 15, "the former rules do not come back")
+    assert reaches(hosts, 22)
+    assert hosts.exec("spare", "sh", "-c", "cat /etc/codeb/firewall.nft || :").stdout == file
+
+
+@pytest.mark.usefixtures("listening")
+async def test_a_line_that_is_cut_before_the_rules_are_kept_ends_with_the_former_ones(
+    world: World, hosts: LabHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = await known(world, hosts, "application") | {"applyFirewall": True, "dryRun": False}
+    await world.call("server_setup", **{**setup, "applyFirewall": False})
+    real = server_setup.require_way_in
+
+    async def cut(*words: Any) -> None:
+        await real(*words)
+        hosts.cut("spare")
+
+    monkeypatch.setattr(server_setup, "require_way_in", cut)
+    monkeypatch.setattr(server_setup, "BACK_SECONDS", 6)
+    await world.refused("driver_unavailable", "server_setup", OWNER, **setup)
+    hosts.heal("spare")
+    wait_until(lambda: rules(hosts) == "", 15, "the former rules do not come back")
+    monkeypatch.setattr(server_setup, "require_way_in", real)
+    assert (await world.call("server_setup", **setup))["changed"] is True
+    assert not reaches(hosts, 8080)
+
+
+async def test_a_server_that_is_known_by_name_is_not_shut_out(world: World, hosts: LabHosts) -> None:
+    setup = await known(world, hosts, "database") | {"applyFirewall": True, "dryRun": False}
+    await update(
+        world.services.store,
+        "ssot",
+        lambda doc: {
+            **(doc or {}),
+            "servers": {**(doc or {})["servers"], "app": {"host": "app.codeb.test", "role": "application"}},
+        },
+    )
+    error = await world.refused("conflict", "server_setup", OWNER, **setup)
+    assert "app" in error.message
+    assert rules(hosts) == ""
