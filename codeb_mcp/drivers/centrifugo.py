@@ -272,7 +272,8 @@ class Centrifugo:
         if isinstance(error, dict):
             if errors and isinstance(error.get("code"), int):
                 return error
-            raise self._refused(f"Centrifugo's API refused {method}: {error.get('code')}", "Read its log.", "api")
+            code = clean_text(str(error.get("code")), limit=20)
+            raise self._refused(f"Centrifugo's API refused {method}: {code}", "Read its log.", "api")
         result = answer.get("result")
         return result if isinstance(result, dict) else {}
 

@@ -128,12 +128,14 @@ async def installation(
 
 
 class CutAt:
-    """Implements `Hosts`: at the call of this number to a server its line is cut, before or after the call's effect."""
+    """Implements `Hosts`: at the call of this number to a server its line is cut, before or after the call's effect; or only
+    Centrifugo there is killed before it."""
 
     def __init__(self, server: LabCentrifugo, real: Hosts) -> None:
         self.server, self.real = server, real
         self.at_call: int | None = None
         self.after = False
+        self.killing = False
         self.calls = 0
 
     def at(self, key: str, server: Server) -> Host:
@@ -152,6 +154,9 @@ class CutAt:
         """One call."""
         self.calls += 1
         if self.calls != self.at_call:
+            return await call()
+        if self.killing:
+            self.server.stop()
             return await call()
         if self.after:
             await call()

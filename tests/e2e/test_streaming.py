@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from codeb_mcp.model.centrifugo import SECRET_NAMES
 from codeb_mcp.model.errors import CodebError, Conflict, DriverUnavailable
 from codeb_mcp.operations.streaming_state import way_to
 from tests.e2e.streaming_world import LIVE, CutAt, StreamingWorld, centrifugo_on, installation, listened, token
+from tests.faces.payloads import texts
 from tests.lab.centrifugo import VERSION, LabCentrifugo
 from tests.lab.hosts import LabHosts
 from tests.unit.operations.mortality import run_until, take_up
@@ -392,6 +394,69 @@ async def test_a_process_that_dies_at_any_moment_leaves_before_or_after(
         assert await far.world.services.registry.journals.open_runs() == []
     assert moments >= 6
     print(f"{tool}: stopped at {moments} moments, lost 0")
+
+
+async def test_a_centrifugo_that_is_killed_at_each_call_leaves_before_or_after(
+    hosts: LabHosts, tmp_path: Path, unique: str
+) -> None:
+    with centrifugo_on(hosts, "spare", alone=True) as server:
+        cuts: list[CutAt] = []
+
+        def wrapped(real: Any) -> CutAt:
+            cuts.append(CutAt(server, real))
+            return cuts[0]
+
+        async with installation(server, tmp_path / "codeb", wrapped) as far:
+            await far.world.project(unique)
+            cuts[0].killing = True
+            codes = []
+            before = server.read_config()
+            for number in range(1, 60):
+                cuts[0].calls, cuts[0].at_call = 0, number
+                codes.append(await _code(far.setup(unique)))
+                reached, cuts[0].at_call = cuts[0].calls >= number, None
+                assert codes[-1] in ("ok", "driver_unavailable", "driver_refused"), codes
+                now = server.read_config()
+                assert now == before or unique in far.namespaces()
+                if not reached:
+                    break
+                server.stop()
+                server.run()
+                await take_up(far.world)
+                assert (await far.setup(unique))["status"] == "succeeded"
+                await far.remove(unique)
+                assert server.read_config() == before
+            assert len(codes) >= 10
+            print(f"killed at {len(codes) - 1} calls, 0 torn, 0 lost")
+
+
+async def test_hostile_texts_in_a_configuration_are_carried_over_and_do_nothing(
+    far: StreamingWorld, server: LabCentrifugo, unique: str
+) -> None:
+    canary, victim = f"/tmp/canary-{unique}", f"/tmp/victim-{unique}"
+    server.lab.exec(server.host, "sh", "-c", 'echo whole > "$1"; chmod 666 "$1"', "x", victim)
+    good = server.read_config()
+    told = [one.replace("{canary}", canary).replace("{victim}", victim) for one in texts()]
+    hostile = [one for one in told if not any("\ud800" <= letter <= "\udfff" for letter in one)]
+    assert len(hostile) >= 400
+    keys = {f"x{number}": {one: one} for number, one in enumerate(hostile)}
+    server.write_config({**good, "somebodys_own": keys})
+    try:
+        await far.world.project(unique)
+        await far.setup(unique)
+        assert server.read_config()["somebodys_own"] == keys
+        assert unique in far.namespaces()
+        way = await way_to(far.world.services, "streaming")
+        opened = (await way.read()).secrets
+        for one in hostile:
+            with contextlib.suppress(CodebError):
+                await way.has_namespace(one, opened)
+        await far.remove(unique)
+    finally:
+        server.write_config(good)
+    assert server.lab.exec(server.host, "cat", victim).stdout == b"whole\n"
+    assert server.lab.exec(server.host, "ls", canary, check=False).returncode != 0
+    print(f"{len(hostile)} hostile texts, no effect")
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the effect", "after the effect"])
