@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ STEP_SECONDS = 60.0
 STOP_SECONDS = 60
 PIDS = 512
 _TMPFS = "rw,noexec,nosuid,nodev,size=64m,mode=1777"
-_POSTGRES_DATA, _REDIS_DATA = "/var/lib/postgresql/data", "/data"
+_POSTGRES_HOME = "/var/lib/postgresql"
+_POSTGRES_DATA, _REDIS_DATA = f"{_POSTGRES_HOME}/data", "/data"
 # The first start writes the administrator into the ACL file; later ones find it there with everybody else.
 _REDIS_START = (
     "set -e; umask 077; if [ ! -s /data/users.acl ]; then "
@@ -87,7 +88,7 @@ class OwnStores:
             found = await _inspect(api, instance.container)
             if found is None:
                 await self._pull(socket, instance.image)
-                await _create(api, instance, password, fence)
+                await _create(api, instance, password, fence, await _declared(api, instance.image))
             else:
                 _require_ours(found, instance, fence)
             await _start(api, instance.container)
@@ -131,18 +132,18 @@ class OwnStores:
             await images.close()
 
 
-def create_body(instance: Instance, password: str, fence: int) -> dict[str, Any]:
+def create_body(instance: Instance, password: str, fence: int, declared: Collection[str] = ()) -> dict[str, Any]:
     """The request that creates the container: no kernel rights, no privileges to gain, its image's own user, read-only but for
-    its volume, published on one address."""
+    its volume, published on one address. `declared` are the image's own volumes, which tell where its data goes."""
     postgres = instance.kind is DatabaseKind.POSTGRES
     inner = "5432/tcp" if postgres else "6379/tcp"
-    data = _POSTGRES_DATA if postgres else _REDIS_DATA
+    data = _data_folder(declared) if postgres else _REDIS_DATA
     start = {} if postgres else {"Entrypoint": ["/bin/sh", "-c", _REDIS_START]}
     return {
         "Image": instance.image,
         "User": "postgres" if postgres else "redis",
         **start,
-        "Env": [f"{name}={value}" for name, value in _environment(instance.kind, password).items()],
+        "Env": [f"{name}={value}" for name, value in _environment(instance.kind, password, data).items()],
         "Labels": {STORE_LABEL: instance.owner, INSTALLATION_LABEL: instance.installation,
                    RUN_LABEL: instance.volume, FENCE_LABEL: str(fence)},
         "ExposedPorts": {inner: {}},
@@ -166,8 +167,15 @@ def create_body(instance: Instance, password: str, fence: int) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _environment(kind: DatabaseKind, password: str) -> Mapping[str, str]:
-    """What the image is told. initdb hands the text on to the server, which takes a verifier as it is."""
+def _data_folder(declared: Collection[str]) -> str:
+    """Where the volume is mounted. Images of PostgreSQL 18 and later keep each major version in a folder of its own below
+    their user's home, and there only does that user own what an empty volume becomes."""
+    return _POSTGRES_HOME if _POSTGRES_HOME in {path.rstrip("/") for path in declared} else _POSTGRES_DATA
+
+
+def _environment(kind: DatabaseKind, password: str, data: str) -> Mapping[str, str]:
+    """What the image is told. initdb hands the text on to the server, which takes a verifier as it is. An image that has its
+    own place for each major version is left to it: only there does it refuse to begin anew beside an older cluster."""
     if kind is DatabaseKind.REDIS:
         return {"CODEB_ADMIN": hashlib.sha256(password.encode()).hexdigest()}
     return {
@@ -175,7 +183,7 @@ def _environment(kind: DatabaseKind, password: str) -> Mapping[str, str]:
         "POSTGRES_DB": "postgres",
         "POSTGRES_PASSWORD": scram_verifier(password, secrets.token_bytes(16)),
         "POSTGRES_INITDB_ARGS": "--auth-host=scram-sha-256 --data-checksums",
-        "PGDATA": _POSTGRES_DATA,
+        **({"PGDATA": data} if data == _POSTGRES_DATA else {}),
     }
 
 
@@ -208,14 +216,21 @@ def _require_ours(found: Mapping[str, Any], instance: Instance, fence: int) -> N
         )
 
 
-async def _create(api: EngineApi, instance: Instance, password: str, fence: int) -> None:
+async def _declared(api: EngineApi, image: str) -> tuple[str, ...]:
+    async def show(docker: aiodocker.Docker) -> tuple[str, ...]:
+        return tuple((await docker.images.inspect(image)).get("Config", {}).get("Volumes") or ())
+
+    return await api.call(f"inspecting {image}", show)
+
+
+async def _create(api: EngineApi, instance: Instance, password: str, fence: int, declared: Collection[str]) -> None:
     labels = {STORE_LABEL: instance.owner, INSTALLATION_LABEL: instance.installation}
 
     async def make(docker: aiodocker.Docker) -> None:
         await docker.volumes.create(  # type: ignore[no-untyped-call]
             {"Name": instance.volume, "Labels": labels}
         )
-        await docker.containers.create(create_body(instance, password, fence), name=instance.container)
+        await docker.containers.create(create_body(instance, password, fence, declared), name=instance.container)
 
     await api.call(f"creating {instance.container}", make, seconds=STEP_SECONDS)
 

@@ -94,10 +94,10 @@ class StoreWorld:
 
 
 @contextlib.asynccontextmanager
-async def installation(
-    lab: LabHosts, root: Path, *, keepalive_seconds: float = 5.0, **databases: Any
-) -> AsyncIterator[StoreWorld]:
-    """A fresh registry whose server `storage` is the lab's; `databases` are settings."""
+async def installation(lab: LabHosts, root: Path, **databases: Any) -> AsyncIterator[StoreWorld]:
+    """A fresh registry whose server `storage` is the lab's; `databases` are settings. `keepalive_seconds` among them is how
+    soon a dead line is noticed."""
+    keepalive = databases.pop("keepalive_seconds", 5.0)
     world = await initialised(root)
     secret = root / "redis-password"
     secret.write_text(f"{REDIS_PASSWORD}\n", encoding="utf-8")
@@ -105,7 +105,7 @@ async def installation(
     env = world.settings.env.model_copy(update={"immutable_master": False})
     settings = DatabaseSettings.model_validate({**said, **databases})
     world.settings = world.settings.model_copy(update={"databases": settings, "env": env})
-    ssh = SshHosts(SshSettings(key_file=lab.key_file, connect_seconds=3, keepalive_seconds=keepalive_seconds))
+    ssh = SshHosts(SshSettings(key_file=lab.key_file, connect_seconds=3, keepalive_seconds=keepalive))
     start = world.start
 
     def started(*args: Any, **more: Any) -> Services:

@@ -62,7 +62,7 @@ def engine(hosts: LabHosts) -> Iterator[Engine]:
     with hosts.alone(HOST):
         socket = hosts.start_engine(HOST)
         with HostRegistry(hosts, HOST, random.randrange(40_000, 50_000)) as registry:
-            images = {f"{kind}_image": registry.image(kind, socket) for kind in ("postgres", "redis")}
+            images = {f"{kind}_image": registry.image(kind, socket) for kind in ("postgres", "redis", "postgres-18")}
         made = Engine(hosts, socket, images)
         made.tidy()
         yield made
@@ -75,7 +75,8 @@ def engine(hosts: LabHosts) -> Iterator[Engine]:
 async def far(hosts: LabHosts, engine: Engine, tmp_path: Path) -> AsyncIterator[StoreWorld]:
     assert databases.__all__
     inside = {"addresses": {HOST: hosts.inner_address(HOST)}, "engine_socket": "/run/docker.sock", "own_memory_mb": 128}
-    async with installation(hosts, tmp_path / "codeb", **inside, **engine.images) as made:
+    images = {name: image for name, image in engine.images.items() if name != "postgres-18_image"}
+    async with installation(hosts, tmp_path / "codeb", **inside, **images) as made:
         yield made
     engine.tidy()
 
@@ -90,11 +91,13 @@ async def sql(url: str, text: str) -> Any:
 
 
 async def test_the_table_of_the_guide_is_made_by_asking_for_it(far: StoreWorld, engine: Engine) -> None:
+    own = {"database": {"placement": "own", "port": 5450}, "redis": {"placement": "own", "port": 6400}}
     for name in ("worb", "w-homepage", "da-rak"):
         environments = ["production", "staging"] if name == "worb" else ["production"]
-        await far.world.call("project_create", projectName=name, environments=environments)
-    await far.create("da-rak", placement="own", port=5450)
-    await far.create("da-rak", "redis", placement="own", port=6400)
+        wishes = own if name == "da-rak" else {}
+        said = await far.world.call("project_create", projectName=name, environments=environments, **wishes)
+        assert {row["outcome"] for row in said["provisioned"]} <= {"made"}, said["provisioned"]
+    assert len((await far.ssot())["projects"]["da-rak"]["databases"]["production"]) == 2
     ssot = await far.ssot()
     pairs = {
         f"{name} {environment}": (pair["blue"], pair["green"])
@@ -181,6 +184,34 @@ async def test_data_and_passwords_outlive_the_container_and_a_deletion_keeps_the
     assert far.variables(unique) == {}
     await far.create(unique, kind, placement="own")
     assert far.variables(unique), "a new one of the same name has a volume of its own"
+
+
+async def test_an_image_that_keeps_each_major_version_in_a_folder_of_its_own_keeps_its_data_in_the_volume(
+    hosts: LabHosts, engine: Engine, tmp_path: Path, unique: str
+) -> None:
+    said: dict[str, Any] = {"addresses": {HOST: hosts.inner_address(HOST)}, "engine_socket": "/run/docker.sock"}
+    said |= {"own_memory_mb": 128, "postgres_image": engine.images["postgres-18_image"]}
+    async with installation(hosts, tmp_path / "codeb", **said) as far:
+        await far.world.project(unique)
+        made = await far.create(unique, placement="own")
+        assert made["status"] == "succeeded"
+        url = far.variables(unique)["DATABASE_URL"]
+        await sql(url, "CREATE TABLE kept AS SELECT 42 AS n")
+        name = f"codeb-store-{unique}-production-postgres"
+        seen = engine.inspect(name)
+        assert [mount["Destination"] for mount in seen["Mounts"]] == ["/var/lib/postgresql"], "and no nameless one"
+        volume = seen["Mounts"][0]["Name"]
+        engine.ask("restart", "-t", "20", name)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    assert await sql(url, "SELECT n FROM kept") == 42
+                    break
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    await asyncio.sleep(0.1)
+        assert (await far.delete(unique))["aside"] == volume
+        assert volume in engine.ask("volume", "ls", "-q").split()
+    engine.tidy()
 
 
 async def test_a_container_of_that_name_that_is_not_ours_is_left_alone(

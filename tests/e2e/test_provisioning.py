@@ -181,6 +181,25 @@ async def test_a_store_in_the_making_is_never_opened_with_a_password_that_somebo
         await asyncpg.connect(chosen, ssl=False, timeout=20, passfile="/nonexistent")
 
 
+async def test_previews_share_the_database_of_their_template_and_get_none_of_their_own(
+    far: StoreWorld, storage: Storage, unique: str
+) -> None:
+    await provision(far, unique)
+    preview = {"projectName": unique, "pullRequest": 1}
+    await far.world.call("preview_create", **preview)
+    assert far.variables(f"{unique}-pr-1", "preview") == {}, "nothing of production gets into a preview"
+    await far.world.call("database_create", projectName=unique, environment="preview", kind="postgres")
+    for number in (2, 3):
+        await far.world.call("preview_create", projectName=unique, pullRequest=number)
+        found = far.variables(f"{unique}-pr-{number}", "preview")
+        assert found == far.variables(unique, "preview")
+        assert found["POSTGRES_DB"] == f"{unique}_preview"
+    own = await far.world.call("database_create", projectName=f"{unique}-pr-1", environment="preview", kind="postgres")
+    assert own["name"] == f"{unique}_pr_1_preview"
+    await far.world.refused("conflict", "preview_delete", **preview)
+    await far.world.call("preview_delete", projectName=unique, pullRequest=2)
+
+
 async def test_a_line_that_is_cut_at_any_step_leaves_each_store_before_or_after(
     far: StoreWorld, storage: Storage, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

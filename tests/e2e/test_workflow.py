@@ -14,7 +14,7 @@ from codeb_mcp.model.workflow import PRODUCTION
 from tests.faces.payloads import texts
 from tests.lab.engine import Engine
 from tests.lab.installation import Installation
-from tests.lab.pipeline import Ran, Workbench, step_of
+from tests.lab.pipeline import Ran, Workbench, jobs_for, step_of
 from tests.lab.registry import Registry
 from tests.lab.samples import SampleImages
 
@@ -77,6 +77,17 @@ class Shop:
         """Run a step of the preview workflow."""
         values = {"github.event.pull_request.number": number, "needs.build.outputs.image": image}
         return self.bench.run(step_of(self.preview_flow, job, name), {**self.codeb("preview"), **values})
+
+    def jobs(self, action: str, *, fork: bool = False, who: str = "mia") -> list[str]:
+        """The jobs that GitHub runs when something happens to a pull request."""
+        where = self.preview_flow["on"]["pull_request"]["types"]
+        event = {
+            "github.event.action": action,
+            "github.event.pull_request.head.repo.full_name": "stranger/fork" if fork else f"Acme/{self.name}",
+            "github.repository": f"Acme/{self.name}",
+            "github.event.pull_request.user.login": who,
+        }
+        return jobs_for(self.preview_flow, event) if action in where else []
 
     def runs(self) -> list[Any]:
         """The runs of the project, newest first."""
@@ -160,14 +171,30 @@ def test_every_other_way_to_fail_fails_the_step(shop: Shop) -> None:
 
 async def test_a_pull_request_gets_a_preview_and_takes_it_along(shop: Shop, sample_images: SampleImages) -> None:
     image = shop.build(await sample_images.pushed("v1"))
+    assert shop.jobs("opened") == ["build", "deploy"]
     made = shop.preview("deploy", "Create the preview and deploy to it", image)
     assert made.code == 0, made
     assert shop.installation.ask_public(f"{shop.name}-pr-12", environment="preview")[:2] == (200, "v1")
+    assert shop.jobs("synchronize") == shop.jobs("reopened") == ["build", "deploy"]
     again = shop.preview("deploy", "Create the preview and deploy to it", image)
     assert again.code == 0, again
+    assert shop.jobs("closed") == ["delete"]
     for _ in range(2):
         assert shop.preview("delete", "Delete the preview").code == 0, "also when there is none any more"
     assert f"{shop.name}-pr-12" not in str(shop.installation.call("project_list").body["data"])
+
+
+async def test_a_preview_that_fails_fails_the_step_and_strangers_get_none(
+    shop: Shop, sample_images: SampleImages
+) -> None:
+    image = shop.build(await sample_images.pushed("bad", HEALTH="fail"))
+    said = shop.preview("deploy", "Create the preview and deploy to it", image)
+    assert said.code == 22, said
+    assert '"code":"release_unhealthy"' in said.out
+    assert shop.preview("deploy", "Create the preview and deploy to it", image, number="0").code == 1
+    for action in ("opened", "synchronize", "reopened", "closed"):
+        assert shop.jobs(action, fork=True) == []
+        assert shop.jobs(action, who="dependabot[bot]") == []
 
 
 def test_hostile_values_of_the_runner_are_refused_before_anything_is_sent(tmp_path: Path) -> None:

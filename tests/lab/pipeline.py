@@ -127,3 +127,34 @@ class Workbench:
 def step_of(workflow: Mapping[str, Any], job: str, name: str) -> Mapping[str, Any]:
     """A step by its name."""
     return next(step for step in workflow["jobs"][job]["steps"] if step.get("name") == name)
+
+
+def jobs_for(workflow: Mapping[str, Any], event: Mapping[str, str]) -> list[str]:
+    """The jobs that GitHub would run for an event of that type with these values, in order: `if` as it stands there, and no job
+    without those that it needs. Knows `==`, `!=` and `&&` of texts and of what `event` holds; LabError for anything else."""
+    run: list[str] = []
+    for name, job in workflow["jobs"].items():
+        needs = [job["needs"]] if isinstance(job.get("needs"), str) else job.get("needs", [])
+        if all(one in run for one in needs) and _holds(job.get("if", "'' == ''"), event):
+            run.append(name)
+    return run
+
+
+_COMPARED = re.compile(r"(\S+) (==|!=) (\S+)")
+
+
+def _holds(condition: str, event: Mapping[str, str]) -> bool:
+    def value(text: str) -> str:
+        if text.startswith("'") and text.endswith("'"):
+            return text[1:-1]
+        if text not in event:
+            raise LabError(f"nobody says what {text} is")
+        return event[text]
+
+    for part in condition.split(" && "):
+        match = _COMPARED.fullmatch(part)
+        if match is None:
+            raise LabError(f"this condition is not understood here: {part}")
+        if (value(match[1]) == value(match[3])) is not (match[2] == "=="):
+            return False
+    return True

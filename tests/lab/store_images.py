@@ -1,7 +1,8 @@
 """Stand-ins for the official images of PostgreSQL and Redis: this machine's servers behind the same few promises.
 
 Promised: `POSTGRES_USER`, `POSTGRES_PASSWORD`, `POSTGRES_INITDB_ARGS` and `PGDATA` for the first start, users `postgres` and
-`redis`, data folders that belong to them, `redis-server` and `/bin/sh` found by PATH.
+`redis`, data folders that belong to them, `redis-server` and `/bin/sh` found by PATH. The kind `postgres-18` has its data
+where images of PostgreSQL 18 and later have it: no `data` folder, the volume declared one above, `PGDATA` below it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ POSTGRES_UID, REDIS_UID = 999, 998
 PATH = "/usr/lib/postgresql/15/bin:/usr/bin:/bin"
 START = r"""#!/bin/sh
 set -e
+mkdir -p "$PGDATA"
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
   printf '%s\n' "$POSTGRES_PASSWORD" > /tmp/first
   initdb -N -D "$PGDATA" -U "$POSTGRES_USER" --pwfile=/tmp/first --no-locale -E UTF8 $POSTGRES_INITDB_ARGS
@@ -83,9 +85,12 @@ def _fill(tar: tarfile.TarFile, kind: str) -> None:
     if kind == "redis":
         _folder(tar, "data", 0o755, REDIS_UID)
         return
-    for name in ("var/lib", "var/lib/postgresql"):
-        _folder(tar, name)
-    _folder(tar, "var/lib/postgresql/data", 0o700, POSTGRES_UID)
+    _folder(tar, "var/lib")
+    if kind == "postgres-18":
+        _folder(tar, "var/lib/postgresql", 0o1777, POSTGRES_UID)
+    else:
+        _folder(tar, "var/lib/postgresql")
+        _folder(tar, "var/lib/postgresql/data", 0o700, POSTGRES_UID)
     _folder(tar, "var/run/postgresql", 0o3777, POSTGRES_UID)
     _text(tar, "start", START, 0o755)
 
@@ -121,8 +126,10 @@ class HostRegistry:
         """Make the stand-in on the engine (a socket's path); answers its name with digest."""
         reference = f"127.0.0.1:{self._port}/stand-in/{kind}:1"
         change = ["--change", f"ENV PATH={PATH}"]
-        if kind == "postgres":
+        if kind != "redis":
             change += ["--change", 'ENTRYPOINT ["/start"]']
+        if kind == "postgres-18":
+            change += ["--change", "VOLUME /var/lib/postgresql", "--change", "ENV PGDATA=/var/lib/postgresql/18/docker"]
         with tempfile.TemporaryFile() as file:
             with tarfile.open(fileobj=file, mode="w") as tar:
                 _fill(tar, kind)
