@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from typing import Literal
 
-Kind = Literal["packages", "user", "line", "folder", "file", "merge", "secrets", "enable", "caddy", "firewall"]
+Kind = Literal[
+    "packages", "user", "line", "folder", "file", "merge", "secrets", "enable", "caddy", "firewall", "owners"
+]
 
 
 def digest(content: str) -> str:
@@ -56,6 +58,14 @@ useradd --create-home --home-dir "$2" --shell /bin/sh --password '*' ${groups:+-
 if [ -d "$1" ]; then [ "0$(stat -c %a "$1") $(stat -c %U:%G "$1")" != "$2 $3" ] || right
 elif [ -e "$1" ]; then echo "$1 is no folder" >&2; exit 8; fi
 change; mkdir -p "$1"; chown "$3" "$1"; chmod "$2" "$1"; sync "$(dirname "$1")"; echo changed
+""",
+    "owners": _HEAD + """
+owner=$1; shift; cd /; theirs() { for one; do [ ! -e "$one" ] || find "$one" -xdev ! -user "${owner%%:*}" -print0; done; }
+[ "$(theirs "$@" | head -c 1 | wc -c)" = 1 ] || right
+change; theirs "$@" | xargs -0r sh -c 'owner=$0; for one; do
+  case $(lsattr -d -- "$one" 2>/dev/null | cut -d" " -f1) in *i*) kept=1; chattr -i -- "$one";; *) kept=;; esac
+  chown -h "$owner" "$one"; [ -z "$kept" ] || chattr +i -- "$one"
+done' "$owner" >&2; echo changed
 """,
     "line": _HEAD + """
 line=$(cat); [ "$(printf '%s' "$line" | sha256sum | cut -d' ' -f1)" = "$4" ] || { echo cut >&2; exit 9; }

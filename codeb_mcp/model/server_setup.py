@@ -36,6 +36,8 @@ FOLDERS: Mapping[ServerRole, tuple[tuple[str, str], ...]] = {
     R.DATABASE: (("scripts", "0755"),),
     R.BACKUP: (("env-backup", "0700"), ("wal-archive", "0700"), ("scripts", "0755")),
 }  # fmt: skip
+OWNED = ("codeb.toml", ".made-by-init", "registry", "keys", "ssh", "env-backup", "projects", "traffic", "run")
+"""What the control plane has below its root: it was root's when it was begun as root."""
 DAEMON: Mapping[str, Any] = {
     "live-restore": False,  # published loopback ports would be dead until the daemon is back
     "log-driver": "json-file",
@@ -158,6 +160,10 @@ _SERVE = ("Restart=always\nRestartSec=2\nTimeoutStopSec=30", "\n[Install]\nWante
 _UNITS, _OURS = "/etc/systemd/system", f"{USER}:{USER}"
 _OF_ROLE: Mapping[ServerRole, tuple[Item, ...]] = {
     R.APPLICATION: (
+        Item(
+            "owners", "owners", (_OURS, *(f"{ROOT}/{name}" for name in OWNED)),
+            f"give {USER} what root made in the installation's own folders",
+        ),
         Item(
             "docker_settings", "merge", ("/etc/docker/daemon.json", "0644", "root:root", "replace"),
             "harden the engine in /etc/docker/daemon.json, keeping what it says besides; takes effect at its next restart",

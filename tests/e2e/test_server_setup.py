@@ -15,7 +15,8 @@ from codeb_mcp.drivers.ssh import SshHosts, SshSettings
 from codeb_mcp.model import server_setup as needs
 from codeb_mcp.model.firewall import firewall
 from codeb_mcp.model.server import Server, ServerRole
-from codeb_mcp.operations import server_setup
+from codeb_mcp.operations import server_firewall, server_setup
+from codeb_mcp.operations.servers import load_server
 from codeb_mcp.registry.store import update
 from tests.lab import units
 from tests.lab.daemons import wait_until
@@ -33,6 +34,34 @@ rm -rf "$@" /etc/docker/*.before-codeb /etc/docker/*.codeb-new /run/codeb-firewa
 mkdir -p /etc/docker /etc/caddy /etc/logrotate.d /etc/systemd/system
 for unit in caddy docker; do systemctl -q enable $unit; done
 """
+
+
+ADMIN = """
+set -e
+userdel -r codeb
+useradd --create-home --shell /bin/sh --password '*' admin
+install -d -o admin -g admin -m 700 /home/admin/.ssh
+cat > /home/admin/.ssh/authorized_keys
+sed -i 's/^restrict,port-forwarding //' /home/admin/.ssh/authorized_keys
+chown admin: /home/admin/.ssh/authorized_keys
+chmod 600 /home/admin/.ssh/authorized_keys
+echo 'admin ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/admin
+"""
+"""Somebody who may do everything by sudo, and nobody called codeb."""
+APT = """
+set -e
+top=/srv/apt; mkdir -p $top/pkg/DEBIAN $top/pkg/usr/bin
+printf 'Package: %s\\nVersion: 1.0\\nArchitecture: all\\nMaintainer: lab <lab@codeb.test>\\nDescription: greets\\n' "$1" \\
+  > $top/pkg/DEBIAN/control
+printf '#!/bin/sh\\necho good morning\\n' > "$top/pkg/usr/bin/$1"; chmod 755 "$top/pkg/usr/bin/$1"
+dpkg-deb --root-owner-group -b $top/pkg $top/it.deb >/dev/null
+{ cat $top/pkg/DEBIAN/control
+  printf 'Filename: ./it.deb\\nSize: %s\\nSHA256: %s\\n' "$(stat -c %s $top/it.deb)" "$(sha256sum < $top/it.deb | cut -d' ' -f1)"
+} > $top/Packages
+rm -f /etc/apt/sources.list.d/*
+echo "deb [trusted=yes] file:$top ./" > /etc/apt/sources.list.d/lab.list
+"""
+"""A package of Debian's kind in an archive on the host's own disk, since hosts have no way to another one."""
 
 
 class Cutting:
@@ -197,6 +226,54 @@ async def test_a_user_without_rights_is_told_what_is_missing(world: World, hosts
     assert "sudo" in error.message
 
 
+async def test_a_user_who_may_sudo_sets_up_from_a_bare_host_and_apt_really_installs(
+    world: World, hosts: LabHosts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    setup = await known(world, hosts, "backup") | {"loginUser": "admin", "dryRun": False}
+    name = "codeb-lab-greeting"
+    kept = hosts.exec("spare", "cat", "/home/codeb/.ssh/authorized_keys").stdout
+    accounts = ("passwd", "shadow", "group", "gshadow", "subuid", "subgid")
+    keep = 'mkdir -p /srv/kept; for one; do cp -a "/etc/$one" /srv/kept/; done'
+    hosts.exec("spare", "sh", "-c", keep, "x", *accounts)
+    try:
+        hosts.exec("spare", "sh", "-c", ADMIN, "x", stdin=kept)
+        monkeypatch.setattr(needs, "PACKAGES", dict.fromkeys(needs.PACKAGES, (name,)))
+        hosts.exec("spare", "sh", "-c", APT, "x", name, seconds=120)
+        plan = await world.call("server_setup", **{**setup, "dryRun": True})
+        assert {"packages", "user"} <= {row["name"] for row in plan["data"] if row["status"] == "change"}
+        assert (await world.call("server_setup", **setup))["changed"] is True
+        assert hosts.exec("spare", name).stdout == b"good morning\n"
+        account = hosts.exec("spare", "getent", "passwd", "codeb").stdout.decode().strip().split(":")
+        assert account[5:] == ["/home/codeb", "/bin/sh"]
+        assert int(account[2]) >= 1000
+        assert hosts.exec("spare", "passwd", "-S", "codeb").stdout.split()[1] == b"L", "nobody logs in with a password"
+        assert hosts.exec("spare", "stat", "-c", "%U %a", "/home/codeb/.ssh/authorized_keys").stdout == b"codeb 600\n"
+        whole = hosts.tree_hash("spare")
+        again = await world.call("server_setup", **setup)
+        assert {row["status"] for row in again["data"]} == {"right"}
+        # sudo remembers whom it has lectured.
+        assert hosts.tree_hash("spare") == whole
+        there = await load_server(world.services.store, "spare")
+        login = await world.services.drivers.hosts.at("spare", there).run(["id", "-un"])
+        assert login.stdout == b"codeb\n"
+        hosts.exec("spare", "sh", "-c", "echo 'admin ALL=(ALL) NOPASSWD: /usr/bin/apt-get' > /etc/sudoers.d/admin")
+        error = await world.refused("driver_refused", "server_setup", OWNER, **setup)
+        assert "NOPASSWD" in error.hint
+        assert hosts.tree_hash("spare") != whole
+    finally:
+        back = 'userdel -rf admin; userdel -rf codeb; for one; do cp -a "/srv/kept/$one" /etc/; done; rm -rf /srv/kept'
+        hosts.exec("spare", "sh", "-c", back, "x", *accounts, check=False)
+        home = "install -d -o codeb -g codeb -m 700 /home/codeb /home/codeb/.ssh; cd /home/codeb/.ssh; cat > authorized_keys"
+        hosts.exec("spare", "sh", "-c", f"{home}; chown codeb: *; chmod 600 *", stdin=kept)
+        hosts.exec(
+            "spare",
+            "sh",
+            "-c",
+            f"dpkg --purge {name}; rm -rf /srv/apt /etc/apt/sources.list.d/lab.list /etc/sudoers.d/admin",
+            check=False,
+        )
+
+
 # ── the firewall ────────────────────────────────────────────────────────────────────────────────────────────────
 
 OTHERS = "table inet other { chain input { type filter hook input priority 10; tcp dport 8081 drop; }; }"
@@ -294,7 +371,7 @@ async def test_a_line_that_is_cut_before_the_rules_are_kept_ends_with_the_former
 ) -> None:
     setup = await known(world, hosts, "application") | {"applyFirewall": True, "dryRun": False}
     await world.call("server_setup", **{**setup, "applyFirewall": False})
-    real = server_setup.require_way_in
+    real = server_firewall.require_way_in
 
     async def cut(*words: Any) -> None:
         await real(*words)

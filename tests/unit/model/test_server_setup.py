@@ -132,6 +132,21 @@ def test_a_program_that_is_there_counts_as_its_package() -> None:
     assert script("packages", "check", "no-such-package") == (0, "change")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_what_root_made_is_given_to_the_installations_user_and_nothing_beyond(tmp_path: Path) -> None:
+    outside, ours = tmp_path / "outside", tmp_path / "ours"
+    (ours / "deep").mkdir(parents=True)
+    outside.write_text("somebody else's", encoding="utf-8")
+    (ours / "deep/a file").write_text("x", encoding="utf-8")
+    (ours / "link").symlink_to(outside)
+    words = ("nobody:nogroup", str(ours), str(tmp_path / "missing"))
+    assert script("owners", "check", *words) == (0, "change")
+    assert script("owners", "apply", *words) == (0, "changed")
+    assert {path.lstat().st_uid for path in (ours, *ours.rglob("*"))} == {pwd.getpwnam("nobody").pw_uid}
+    assert outside.stat().st_uid == 0
+    assert script("owners", "apply", *words) == (0, "right")
+
+
 def test_secrets_are_made_once_and_differ(tmp_path: Path) -> None:
     path = tmp_path / "secrets.env"
     assert script("secrets", "apply", str(path), ME, "A", "B") == (0, "changed")
