@@ -276,7 +276,8 @@ async def _streaming(ctx: Context, project: str, environment: Environment) -> Gr
     try:
         result = await provision_streaming(ctx, project, environment)
     except CodebError as error:
-        return _failed("streaming", environment, error)
+        row = _failed("streaming", environment, error)
+        return row if row.step else row.model_copy(update={"step": "check"})
     said = "; ".join([f"namespace {result.namespace} on {result.server}", *result.warnings])
     row = _made("streaming", environment, said, new=not result.unchanged)
     return row.model_copy(update={"server": result.server, "operation_id": result.operation_id})

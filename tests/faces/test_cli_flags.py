@@ -82,6 +82,19 @@ def test_only_what_was_typed_goes_to_the_wire() -> None:
     }
 
 
+def test_what_may_be_just_on_or_have_fields_of_its_own_is_a_flag_and_theirs() -> None:
+    flags = flags_of(load_all()["project_create"].request)
+    typed = {"project_name": "da-rak", "database": True, "redis": True, "redis__placement": "own", "redis__port": 6400}
+    assert wire_arguments(flags, typed) == {
+        "projectName": "da-rak",
+        "database": True,
+        "redis": {"placement": "own", "port": 6400},
+    }
+    assert wire_arguments(flags, {"redis__placement": "own"}) == {"redis": {"placement": "own"}}
+    shown = {flag.typed for flag in flags}
+    assert shown >= {"--database", "--database-placement", "--redis-port", "--streaming", "--domain", "--env"}
+
+
 def test_a_flag_that_is_on_by_default_can_be_turned_off_and_one_that_is_off_cannot() -> None:
     options = {flag.path: flag.parameter for flag in flags_of(load_all()["deploy"].request)}
     assert options["wait",].secondary_opts == ["--no-wait"]

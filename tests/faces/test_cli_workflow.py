@@ -206,3 +206,29 @@ def test_the_commands_have_the_common_flags_and_help_that_fits(verb: str) -> Non
     assert options >= {"--json", "--connect", "--no-color"}
     text = command.get_help(click.Context(command, info_name=f"codeb workflow {verb}", max_content_width=80))
     assert max(map(len, text.splitlines())) <= 80
+
+
+# ── with the project ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_command_makes_the_project_and_a_wish_that_cannot_be_says_why(world: CliWorld, checkout: Path) -> None:
+    refused = world(*INIT, "--create", "--database", "--write", str(checkout))
+    assert (refused.code, "no server with the role database" in refused.err) == (14, True)
+    assert tree(checkout) == {}
+    said = world(*INIT, "--create", "--domain", "www.example.com", "--write", str(checkout))
+    assert said.code == 0, said.err
+    assert "provisioned" in said.out
+    assert sorted(tree(checkout)) == FILES
+
+
+def test_project_create_takes_wishes_as_flags_and_variables_from_a_file(world: CliWorld, tmp_path: Path) -> None:
+    values = tmp_path / "first.env"
+    values.write_text("LOG_LEVEL=debug\nGREETING='two words'\n", encoding="utf-8")
+    wish = ("project", "create", "worb", "--domain", "www.example.com", "--env", str(values))
+    made = world(*wish, "--json")
+    assert made.code == 0, made.err
+    assert [(row["wish"], row["environment"], row["outcome"]) for row in made.json["provisioned"]] == [
+        ("env", "production", "made"), ("env", "staging", "made"), ("domain", "production", "made"),
+    ]  # fmt: skip
+    assert {row["outcome"] for row in world(*wish, "--json").json["provisioned"]} == {"present"}
+    assert world("project", "create", "worb", "--redis", "--redis-placement", "own").code == 14

@@ -239,7 +239,7 @@ async def test_a_key_for_previews_makes_previews_and_nothing_else(shop: World) -
 
 
 async def test_with_create_the_project_is_made_and_the_same_again_changes_nothing(world: World) -> None:
-    wish = {"projectName": "fresh", "create": True, "domain": "www.example.com", "containerPort": 3000}
+    wish: dict[str, Any] = {"projectName": "fresh", "create": True, "domain": "www.example.com", "containerPort": 3000}
     answer = await init(world, **wish)
     assert (answer["created"], answer["projectExists"]) == (True, True)
     assert sorted(answer["ports"]) == ["production", "staging"]
