@@ -103,7 +103,7 @@ async def installation(
     env = world.settings.env.model_copy(update={"immutable_master": False})
     settings = StreamingSettings.model_validate({**server.settings, **streaming})
     world.settings = world.settings.model_copy(update={"streaming": settings, "env": env})
-    ssh = SshHosts(SshSettings(key_file=lab.key_file, connect_seconds=3.0, keepalive_seconds=0.5))
+    ssh = SshHosts(SshSettings(key_file=lab.key_file, connect_seconds=2.0, keepalive_seconds=0.5))
     hosts, start = wrapped(ssh), world.start
 
     def started(*args: Any, **more: Any) -> Services:

@@ -600,3 +600,17 @@ async def test_a_project_that_is_deleted_leaves_no_namespace_and_a_server_that_i
     assert [one for one in said["warnings"] if "streaming" in one], said["warnings"]
     server.write_config(config)
     server.signal("HUP")
+
+
+async def test_a_project_is_made_with_its_namespaces_and_again_changes_nothing(
+    far: StreamingWorld, server: LabCentrifugo, unique: str
+) -> None:
+    wanted = {"projectName": unique, "environments": ["production", "staging"], "streaming": True}
+    await far.world.call("project_create", **wanted)
+    assert {unique, f"{unique}-staging"} <= set(far.namespaces())
+    for environment, namespace in (("production", unique), ("staging", f"{unique}-staging")):
+        values = far.variables(unique, environment)
+        assert (await as_client(server, values, f"{namespace}:news"))["publication"] == {"n": 42}
+    before = (server.read_config(), far.variables(unique), far.variables(unique, "staging"))
+    await far.world.call("project_create", **wanted)
+    assert (server.read_config(), far.variables(unique), far.variables(unique, "staging")) == before
