@@ -99,6 +99,11 @@ OnBootSec=2min
 [Install]
 WantedBy=timers.target
 """
+INIT = """#!/bin/sh
+# Sets up the registry below CODEB_ROOT (default /opt/codeb). Safe to repeat: nothing that exists is erased or replaced.
+set -eu
+exec codeb init "$@"
+"""
 LOGROTATE = "/var/log/codeb/*.log {\n  weekly\n  maxsize 50M\n  rotate 8\n  compress\n  missingok\n  notifempty\n  copytruncate\n}\n"
 
 
@@ -184,6 +189,7 @@ _OF_ROLE: Mapping[ServerRole, tuple[Item, ...]] = {
         _file("timer_housekeeping", f"{_UNITS}/codeb-housekeeping.timer", TIMER),
         _enabled("enable_units", "codeb.service", "codeb-housekeeping.timer"),
         _file("logrotate", "/etc/logrotate.d/codeb", LOGROTATE),
+        _file("init_script", f"{ROOT}/scripts/init-ssot-registry.sh", INIT, mode="0755"),
         Item(
             "runner_user", "user", (github_runner.USER, f"/home/{github_runner.USER}", "docker"),
             f"make the user {github_runner.USER} of the self-hosted runner, who may use the engine",

@@ -212,6 +212,14 @@ def test_the_control_plane_runs_as_its_unit_says_and_its_log_is_rotated(reader: 
     assert "last line" not in reader.ask("app", "cat", log)
 
 
+def test_root_may_type_commands_and_leaves_nothing_that_the_service_cannot_read(reader: Reader) -> None:
+    said = reader.type("root", "app", "bash /opt/codeb/scripts/init-ssot-registry.sh\ncodeb project list\n")
+    assert "worb" in said
+    assert reader.ask("app", "find", "/opt/codeb", "!", "-user", "codeb").split() == [
+        "/opt/codeb/scripts/init-ssot-registry.sh"
+    ]
+
+
 def test_the_same_again_changes_nothing(reader: Reader) -> None:
     before = reader.state()
     reader.follow(again=True)
