@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from codeb_mcp.app_servers import SshAppServers
 from codeb_mcp.drivers.caddy import CaddyProxy
 from codeb_mcp.drivers.caddy_config import Acme
 from codeb_mcp.drivers.caddy_pki import internal_root
@@ -19,7 +20,7 @@ from codeb_mcp.drivers.dns_rfc2136 import TsigKey, UpdateZone
 from codeb_mcp.drivers.docker import DockerContainers
 from codeb_mcp.drivers.docker_credentials import credentials_from
 from codeb_mcp.drivers.docker_images import DockerImages
-from codeb_mcp.drivers.flags import FlagTraffic
+from codeb_mcp.drivers.flags import FlagTraffic, LocalTraffic
 from codeb_mcp.drivers.github import GitHubPullRequests
 from codeb_mcp.drivers.inspect import SocketInspector
 from codeb_mcp.drivers.kernel import KernelPorts
@@ -67,6 +68,7 @@ def build_drivers(settings: Settings) -> Drivers:
     authority = internal_root(proxy.admin) if proxy.tls == "internal" else the_systems
     if proxy.root_certificate is not None:
         authority = from_file(proxy.root_certificate)
+    hosts = SshHosts(ssh_settings(settings))
     return Drivers(
         containers=DockerContainers(docker.host),
         images=DockerImages(
@@ -87,11 +89,12 @@ def build_drivers(settings: Settings) -> Drivers:
                 proxy.http_port,
             ),
         ),
-        traffic=FlagTraffic(settings.traffic),
+        traffic=LocalTraffic(FlagTraffic(settings.traffic)),
         prober=HttpProber(address=host, port=int(port), tls=proxy.tls, authority=proxy.root_certificate),
         ports=KernelPorts(),
         clock=SystemClock(),
-        hosts=SshHosts(ssh_settings(settings)),
+        hosts=hosts,
+        app_servers=SshAppServers(settings, hosts),
         inspect=SocketInspector(),
         pull_requests=GitHubPullRequests(settings.github.api, settings.github.token_file),
         names=names_from(settings),
@@ -175,6 +178,7 @@ async def opened(settings: Settings, drivers: Drivers | None = None, *, late: bo
             services.drivers.images,
             services.drivers.proxy,
             services.drivers.prober,
+            services.drivers.app_servers,
             services.drivers.hosts,
             services.drivers.names,
         ):

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from codeb_mcp.model.errors import InvalidRequest
 from codeb_mcp.model.names import Domain, Environment, Port, TeamId
+from codeb_mcp.model.server import ServerKey
 
 DEFAULT_ROOT = "/opt/codeb"
 
@@ -41,6 +42,20 @@ class Docker(_Section):
     allowed_registries: tuple[str, ...] = ()
     credentials_file: Path | None = None
     min_free_mb: int = Field(1024, ge=0)
+
+
+class AppServerSettings(_Section):
+    """What is otherwise on an app server of the inventory than it is usual, as that server sees it. `flags`: where its proxy
+    looks for the flag files, the same folder as here if not given; `public`: where requests for public names arrive, by
+    default the server's address and the port of `proxy.public`; `tls`: folder with the client's `ca.pem`, `cert.pem` and
+    `key.pem` for an engine at a tcp address."""
+
+    admin: str = Field("http://127.0.0.1:2019", pattern=r"^(unix:///|http://)[!-~]{1,200}$")
+    engine_socket: str = Field("/var/run/docker.sock", pattern=r"^/[!-~]{1,100}$")
+    flags: Path | None = None
+    listen: tuple[str, ...] | None = None
+    public: str | None = None
+    tls: Path | None = None
 
 
 class ProxySettings(_Section):
@@ -217,6 +232,7 @@ class Settings(_Section):
     server: Server = Server()
     docker: Docker = Docker()
     proxy: ProxySettings = ProxySettings()
+    app_servers: dict[ServerKey, AppServerSettings] = Field(default_factory=dict)
     ports: PortSettings = PortSettings()
     env: EnvSettings = EnvSettings()
     previews: PreviewSettings = PreviewSettings()

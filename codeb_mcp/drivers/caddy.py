@@ -71,7 +71,7 @@ class CaddyProxy:
 
     def __init__(  # noqa: PLR0913 - each is something that an operator decides about the proxy
         self,
-        admin: str,
+        admin: str | CaddyAdmin,
         *,
         flags_folder: str,
         listen: tuple[str, ...],
@@ -86,7 +86,7 @@ class CaddyProxy:
             raise ValueError("an edge needs an address to listen on and a server name without '/'")
         nobody = nobody_route(*domains) if domains else None
         self._edge = Edge(flags_folder, listen, tls, server_name, nobody, acme or Acme())
-        self._admin = CaddyAdmin(admin)
+        self._admin = CaddyAdmin(admin) if isinstance(admin, str) else admin
         self._waiting: list[_Wish] = []
         self._worker: asyncio.Task[None] | None = None
 
@@ -127,11 +127,12 @@ class CaddyProxy:
         """All sites of ours as the running configuration tells them, by key; one that cannot be told is left out."""
         return sites_in((await self._read())[0])
 
-    async def in_flight(self, port: int) -> int | None:
-        """Requests now running against that upstream, WebSockets included; None when Caddy does not know it."""
+    async def in_flight(self, port: int, addresses: Sequence[str] = ("127.0.0.1",)) -> int | None:
+        """Requests now running against the upstreams at that port, WebSockets included; None when Caddy knows none."""
+        wanted = {f"[{one}]:{port}" if ":" in one else f"{one}:{port}" for one in addresses}
         found = await self._admin.get("/reverse_proxy/upstreams")
         rows = found.value if found is not None and isinstance(found.value, list) else []
-        counts = [row.get("num_requests", 0) for row in rows if row.get("address") == f"127.0.0.1:{port}"]
+        counts = [row.get("num_requests", 0) for row in rows if row.get("address") in wanted]
         return int(sum(counts)) if counts else None
 
     async def prove(self, proof: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from codeb_mcp.model.errors import CodebError, DeadlineExceeded, DriverRefused, 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
+Locate = Callable[[], Awaitable[str]]
 READ_SECONDS = 10.0
 WRITE_SECONDS = 60.0  # at 1,000 sites with TLS a reload takes seconds
 _HOSTS = ("127.0.0.1", "")
@@ -50,15 +51,18 @@ def body_tag(path: str, body: bytes) -> str:
 
 
 class CaddyAdmin:
-    """A client of one Caddy's admin endpoint, `unix:///path/to.sock` or `http://127.0.0.1:2019`."""
+    """A client of one Caddy's admin endpoint, `unix:///path/to.sock` or `http://127.0.0.1:2019`. `locate`: for a Caddy on
+    another machine; answers the path of the socket here that leads to that address, at this moment."""
 
-    def __init__(self, address: str, *, read_seconds: float = READ_SECONDS) -> None:
+    def __init__(self, address: str, *, read_seconds: float = READ_SECONDS, locate: Locate | None = None) -> None:
         if not address.startswith(("unix://", "http://")):
             raise ValueError("the admin address must start with unix:// or http://")
         self._address = address
+        self._locate = locate
         self._socket = address.removeprefix("unix://") if address.startswith("unix://") else None
         self._base = "http://127.0.0.1" if self._socket else address.rstrip("/")
         self._host: str | None = _HOSTS[0] if self._socket else None
+        self._there: str | None = None
         self._session: ClientSession | None = None
         self._read_seconds = read_seconds
 
@@ -121,20 +125,26 @@ class CaddyAdmin:
     async def _once(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None
     ) -> tuple[int, bytes, str | None]:
-        session = self._connected()
+        session = await self._connected()
         async with session.request(
             method, self._base + path, headers=headers, data=body, allow_redirects=False
         ) as answer:
             return answer.status, await answer.read(), answer.headers.get("Etag")
 
-    def _connected(self) -> ClientSession:
+    async def _connected(self) -> ClientSession:
+        there = None if self._locate is None else await self._locate()
+        if there != self._there:
+            await self.close()
+            self._there = there
         if self._session is None:
             from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, UnixConnector
 
             # Each call has its own connection: a reload closes the admin endpoint's idle ones, and a change that was
             # just written on one of them would be lost.
             connector = (
-                UnixConnector(self._socket, force_close=True) if self._socket else TCPConnector(force_close=True)
+                UnixConnector(path, force_close=True)
+                if (path := there or self._socket)
+                else TCPConnector(force_close=True)
             )
             self._session = ClientSession(
                 connector=connector, cookie_jar=DummyCookieJar(), timeout=ClientTimeout(total=None), trust_env=False

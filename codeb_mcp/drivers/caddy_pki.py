@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from codeb_mcp.drivers.caddy_admin import CaddyAdmin
+from codeb_mcp.drivers.caddy_admin import CaddyAdmin, Locate
 from codeb_mcp.model.errors import DriverRefused
 
 AUTHORITY = "local"
 
 
-def internal_root(admin: str) -> Callable[[], Awaitable[str | None]]:
+def internal_root(admin: str, *, locate: Locate | None = None) -> Callable[[], Awaitable[str | None]]:
     """Asks the Caddy with that admin address each time, since it makes its authority only when it needs it."""
 
     async def ask() -> str | None:
-        client = CaddyAdmin(admin)
+        client = CaddyAdmin(admin, locate=locate)
         try:
             found = await client.get(f"/pki/ca/{AUTHORITY}")
         finally:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from codeb_mcp.drivers.docker_api import EngineApi, all_of, free_bytes
+from codeb_mcp.drivers.docker_api import EngineApi, all_of, engine_api
 from codeb_mcp.drivers.docker_errors import refused_container, status_of
 from codeb_mcp.drivers.docker_logs import LogLines, unix_seconds
 from codeb_mcp.drivers.docker_spec import (
@@ -47,8 +47,8 @@ class DockerContainers:
     Belongs to the event loop of its first call. Containers without a label of ours are never stopped or removed.
     """
 
-    def __init__(self, host: str) -> None:
-        self._api = EngineApi(host)
+    def __init__(self, host: str | EngineApi) -> None:
+        self._api = engine_api(host)
 
     async def engine(self) -> Engine:
         """See `Containers.engine`; `free_bytes` is None when the engine's disk is not on this machine."""
@@ -63,7 +63,7 @@ class DockerContainers:
             version=version,
             api_version=api_version,
             data_root=str(info.get("DockerRootDir", "")),
-            free_bytes=free_bytes(self._api.host, info),
+            free_bytes=await self._api.free_bytes(info),
         )
 
     async def ensure(self, spec: ContainerSpec) -> Container:

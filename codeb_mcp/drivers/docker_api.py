@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from codeb_mcp.drivers.docker_errors import engine_errors
+from codeb_mcp.model.errors import DriverUnavailable
 
 if TYPE_CHECKING:
     import aiodocker
@@ -20,15 +23,29 @@ AT_ONCE = 16
 
 A = TypeVar("A")
 T = TypeVar("T")
+Locate = Callable[[], Awaitable[str]]
+"""Answers the address where the engine can be talked to at this moment, and raises our errors when there is none."""
+Free = Callable[[str], Awaitable[int | None]]
+"""Free bytes where a path of the engine's machine is; None when that cannot be known."""
 
 
 class EngineApi:
     """Talks to the engine at `host` (`unix:///path` or `tcp://address:port`). Belongs to the event loop of its first
-    call; `close()` it there."""
+    call; `close()` it there.
 
-    def __init__(self, host: str) -> None:
+    `locate`: for an engine that is not always reached at the same address, `host` is then only its name; `free`: how to
+    learn the space on its disks; `tls`: a folder with `ca.pem`, `cert.pem` and `key.pem`, as Docker's clients have it.
+    """
+
+    def __init__(
+        self, host: str, *, locate: Locate | None = None, free: Free | None = None, tls: Path | None = None
+    ) -> None:
         self.host = host
+        self._locate = locate
+        self._free = free
+        self._tls = tls
         self._docker: aiodocker.Docker | None = None
+        self._address = ""
 
     async def call(
         self,
@@ -41,7 +58,7 @@ class EngineApi:
         """Run one library call within its time limit; `doing` names it in errors, `secrets` never appear there."""
         with engine_errors(doing, secrets):
             async with asyncio.timeout(seconds):
-                return await work(self._client())
+                return await work(await self._client())
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -64,7 +81,8 @@ class EngineApi:
         limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
         with engine_errors(doing):
             async with asyncio.timeout(idle_seconds):
-                response = await self._client()._do_query(path, method, params=params, headers=headers, timeout=limits)
+                docker = await self._client()
+                response = await docker._do_query(path, method, params=params, headers=headers, timeout=limits)
             try:
                 yield _pieces(response, idle_seconds)
             finally:
@@ -78,6 +96,12 @@ class EngineApi:
 
         return await self.call("asking who it is", ask)
 
+    async def free_bytes(self, info: Mapping[str, Any]) -> int | None:
+        """Free space where the engine of that description keeps its data; None when that cannot be known."""
+        if self._free is None:
+            return free_bytes(self.host, info)
+        return await self._free(str(info.get("DockerRootDir", "")))
+
     async def close(self) -> None:
         """Close all connections; a later call opens new ones."""
         docker, self._docker = self._docker, None
@@ -85,14 +109,36 @@ class EngineApi:
             with engine_errors("closing connections"):
                 await docker.close()
 
-    def _client(self) -> aiodocker.Docker:
-        if self._docker is None:
+    async def _client(self) -> aiodocker.Docker:
+        # Asked each time: a server's connection may have to be made again first.
+        address = self.host if self._locate is None else await self._locate()
+        if self._docker is None or self._address != address:
+            await self.close()
             import aiodocker
             import aiohttp
 
             limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-            self._docker = aiodocker.Docker(url=self.host, timeout=limits)
+            context = None if self._tls is None else _client_tls(self._tls)
+            url = address if context is None else address.replace("tcp://", "https://")
+            self._docker, self._address = aiodocker.Docker(url=url, timeout=limits, ssl_context=context), address
         return self._docker
+
+
+def engine_api(host: str | EngineApi) -> EngineApi:
+    """The API of the engine at that address."""
+    return EngineApi(host) if isinstance(host, str) else host
+
+
+def _client_tls(folder: Path) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=folder / "ca.pem")
+        context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    except (OSError, ssl.SSLError) as error:
+        raise DriverUnavailable(
+            f"the engine's certificates in {folder} cannot be used: {type(error).__name__}",
+            hint="Put ca.pem, cert.pem and key.pem there, as for Docker's own clients.",
+        ) from error
+    return context
 
 
 async def _pieces(response: aiohttp.ClientResponse, idle_seconds: float | None) -> AsyncIterator[bytes]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from codeb_mcp.drivers.docker_api import EngineApi, free_bytes
+from codeb_mcp.drivers.docker_api import EngineApi, engine_api
 from codeb_mcp.drivers.docker_credentials import Credentials
 from codeb_mcp.drivers.docker_errors import clean, disk_full, refused_pull, status_of
 from codeb_mcp.drivers.docker_pull import Entries, PullMeter
@@ -36,13 +36,13 @@ class DockerImages:
 
     def __init__(
         self,
-        host: str,
+        host: str | EngineApi,
         credentials: Credentials,
         min_free_bytes: int = MIN_FREE_BYTES,
         *,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
-        self._api = EngineApi(host)
+        self._api = engine_api(host)
         self._credentials = credentials
         self._min_free_bytes = min_free_bytes
         self._idle_seconds = idle_seconds
@@ -107,7 +107,7 @@ class DockerImages:
 
     async def _check_disk(self) -> None:
         self._info = self._info or await self._api.info()
-        free = free_bytes(self._api.host, self._info)
+        free = await self._api.free_bytes(self._info)
         if free is not None and free < self._min_free_bytes:
             raise InsufficientStorage(
                 f"the engine's disk has {free / 1e9:.1f} GB left, a pull needs {self._min_free_bytes / 1e9:.1f} GB free",

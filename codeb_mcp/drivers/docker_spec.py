@@ -9,7 +9,6 @@ from typing import Any
 from codeb_mcp.drivers.protocols import Container, ContainerSpec
 from codeb_mcp.model.names import image_parts
 
-LOOPBACK = "127.0.0.1"
 TMPFS_OPTIONS = "rw,noexec,nosuid,nodev,size=64m"
 LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
 FENCE_LABEL, RUN_LABEL, PROJECT_LABEL = "codeb.fence", "codeb.run", "codeb.project"
@@ -26,7 +25,7 @@ def create_body(spec: ContainerSpec, image: str) -> dict[str, Any]:
         "ExposedPorts": {port: {}},
         "StopTimeout": spec.stop_timeout_seconds,
         "HostConfig": {
-            "PortBindings": {port: [{"HostIp": LOOPBACK, "HostPort": str(spec.host_port)}]},
+            "PortBindings": {port: [{"HostIp": spec.host_address, "HostPort": str(spec.host_port)}]},
             "CapDrop": ["ALL"],
             "CapAdd": list(spec.capabilities),
             "SecurityOpt": ["no-new-privileges"],

@@ -110,7 +110,7 @@ class FakeProxy:
         self._edge.stumble("sites")
         return [site for _, site in sorted(self._edge.configured.items())]
 
-    async def in_flight(self, port: int) -> int | None:
+    async def in_flight(self, port: int, addresses: Sequence[str] = ("127.0.0.1",)) -> int | None:
         """What `FakeEdge.running` says; None for a port that no site has."""
         self._edge.stumble("in_flight")
         known = {site.port(slot) for site in self._edge.configured.values() for slot in Slot}

@@ -29,17 +29,61 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from codeb_mcp.model.errors import CodebError, DriverRefused, InsufficientStorage, InvalidRequest, LeaseLost, LockHeld
 from codeb_mcp.model.names import Slot
 from codeb_mcp.model.routes import KEY_PATTERN
 
 LOCK_SECONDS = 5.0
-_STATES: dict[str, Slot | None] = {"green": Slot.GREEN, "off": None, "blue": Slot.BLUE}  # in the order the proxy looks
+STATES: dict[str, Slot | None] = {"green": Slot.GREEN, "off": None, "blue": Slot.BLUE}  # in the order the proxy looks
+
+
+class Flags(Protocol):
+    """`Traffic` without waiting."""
+
+    def live(self, key: str) -> Slot | None:
+        """See `Traffic.live`."""
+        ...
+
+    def switch(self, key: str, slot: Slot | None, *, fence: int) -> bool:
+        """See `Traffic.switch`."""
+        ...
+
+    def forget(self, key: str, *, fence: int) -> None:
+        """See `Traffic.forget`."""
+        ...
+
+    def keys(self) -> list[str]:
+        """See `Traffic.keys`."""
+        ...
+
+
+class LocalTraffic:
+    """`Traffic` by flags of this machine. A look or a rename is done within a millisecond, so it is done on the spot."""
+
+    def __init__(self, flags: Flags) -> None:
+        self._flags = flags
+
+    async def live(self, key: str) -> Slot | None:
+        """See `Traffic.live`."""
+        return self._flags.live(key)
+
+    async def switch(self, key: str, slot: Slot | None, *, fence: int) -> bool:
+        """See `Traffic.switch`."""
+        return self._flags.switch(key, slot, fence=fence)
+
+    async def forget(self, key: str, *, fence: int) -> None:
+        """See `Traffic.forget`."""
+        self._flags.forget(key, fence=fence)
+
+    async def keys(self) -> list[str]:
+        """See `Traffic.keys`."""
+        return self._flags.keys()
 
 
 class FlagTraffic:
-    """Flag files in one folder. Implements `Traffic`; safe to use from several processes at once.
+    """Flag files in one folder. Implements `Flags`; safe to use from several processes at once.
 
     Raises LeaseLost for an old fence, LockHeld when another process holds the folder for 5 s, InsufficientStorage for a
     full disk and DriverRefused for any other failure of the file system; a failed switch left one slot live, the old one
@@ -58,7 +102,7 @@ class FlagTraffic:
             if state is None and self._folder.is_dir():
                 with self._locked():  # a rename may have run past our looks: look again while nobody renames
                     state = self._state(key)
-        return None if state is None else _STATES[state]
+        return None if state is None else STATES[state]
 
     def switch(self, key: str, slot: Slot | None, *, fence: int) -> bool:
         """Send traffic there, durable on return; True when it moved or the key was unknown.
@@ -90,10 +134,10 @@ class FlagTraffic:
         with _problems("list the flags"):
             names = os.listdir(self._folder) if self._folder.is_dir() else []
         parts = [name.rpartition(".") for name in names if not name.startswith(".")]
-        return sorted({key for key, _, state in parts if state in _STATES})
+        return sorted({key for key, _, state in parts if state in STATES})
 
     def _state(self, key: str) -> str | None:
-        return next((state for state in _STATES if self._path(key, state).exists()), None)
+        return next((state for state in STATES if self._path(key, state).exists()), None)
 
     def _move(self, key: str, wanted: str) -> bool:
         present = self._state(key)

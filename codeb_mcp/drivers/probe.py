@@ -6,16 +6,20 @@ import asyncio
 import ipaddress
 import re
 import ssl
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from codeb_mcp.drivers.protocols import Answer
-from codeb_mcp.model.errors import InvalidRequest
+from codeb_mcp.model.errors import CodebError, InvalidRequest
 from codeb_mcp.model.routes import SLOT_HEADER
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse, ClientSession
+    from aiohttp import BaseConnector, ClientResponse, ClientSession
 
+Authority = Callable[[], Awaitable[str | None]]
+"""Answers root certificates (PEM), None for those of the system; raises our errors when they are not to be had."""
+Locate = Callable[[str], Awaitable[str]]
 READ_BYTES = 4096
 HEAD_CHARS = 200
 _SPEAKING = {"User-Agent": "codeb-probe", "Accept": "*/*", "Accept-Encoding": "identity"}
@@ -24,8 +28,9 @@ _SPEAKING = {"User-Agent": "codeb-probe", "Accept": "*/*", "Accept-Encoding": "i
 class HttpProber:
     """Implements `Prober`. Each question has its own connection, follows no redirect, keeps no cookie, reads 4 KiB at most.
 
-    `address` and `port` are the proxy's public listener as seen from here; `tls` is how it serves: off (plain HTTP), internal
-    (certificates of the proxy's own authority, whose root certificate is `authority`) or acme (certificates that any
+    `locate`: for the slots of another machine; answers the path of a socket here that leads to `host:port` there, where
+    `slots_at` is the address that they are published on. `address` and `port` are the proxy's public listener as seen from here; `tls` is how it serves: off (plain HTTP), internal
+    (certificates of the proxy's own authority, whose root certificate is `authority`, a file or asked for) or acme (certificates that any
     client trusts, or those of `authority`). A failure never raises: the answer's `problem` tells it in words.
     """
 
@@ -35,7 +40,9 @@ class HttpProber:
         address: str = "127.0.0.1",
         port: int = 80,
         tls: Literal["off", "internal", "acme"] = "off",
-        authority: Path | None = None,
+        authority: Path | Authority | None = None,
+        locate: Locate | None = None,
+        slots_at: str = "127.0.0.1",
     ) -> None:
         if tls == "internal" and authority is None and not ipaddress.ip_address(address).is_loopback:
             raise ValueError("TLS of an internal authority off this host needs the authority's root certificate")
@@ -43,15 +50,29 @@ class HttpProber:
         self._public = f"{'http' if tls == 'off' else 'https'}://{literal}:{port}"
         self._tls = tls
         self._authority = authority
+        self._locate = locate
+        self._slots_at = slots_at
         self._session: ClientSession | None = None
 
     async def port(self, port: int, path: str, *, timeout_seconds: float) -> Answer:
         """GET a slot directly on its loopback port."""
-        return await self._get(f"http://127.0.0.1:{port}", path, None, timeout_seconds)
+        if self._locate is None:
+            return await self._get(self._connected(), f"http://{self._slots_at}:{port}", path, None, timeout_seconds)
+        from aiohttp import UnixConnector
+
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                there = await self._locate(f"{self._slots_at}:{port}")
+        except TimeoutError:
+            return Answer(None, problem=_late(None, timeout_seconds))
+        except CodebError as error:
+            return Answer(None, problem=error.message)
+        async with _session(UnixConnector(there, force_close=True)) as session:
+            return await self._get(session, f"http://{self._slots_at}:{port}", path, None, timeout_seconds)
 
     async def public(self, host: str, path: str, *, timeout_seconds: float) -> Answer:
         """GET through the proxy's public listener, with that host name in Host and, over TLS, in the handshake."""
-        return await self._get(self._public, path, host, timeout_seconds)
+        return await self._get(self._connected(), self._public, path, host, timeout_seconds)
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -59,7 +80,7 @@ class HttpProber:
         if session is not None:
             await session.close()
 
-    async def _get(self, base: str, path: str, host: str | None, seconds: float) -> Answer:
+    async def _get(self, session: ClientSession, base: str, path: str, host: str | None, seconds: float) -> Answer:
         import aiohttp
         from yarl import URL
 
@@ -71,8 +92,8 @@ class HttpProber:
         status: int | None = None
         try:
             async with asyncio.timeout(seconds):
-                tls = self._context() if base.startswith("https") else True
-                async with self._connected().get(
+                tls = await self._context() if base.startswith("https") else True
+                async with session.get(
                     URL(base + path, encoded=True),
                     headers=headers,
                     allow_redirects=False,
@@ -85,31 +106,41 @@ class HttpProber:
             return Answer(None, problem=_late(status, seconds))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return Answer(None, problem=_words(error, status))
+        except CodebError as error:
+            return Answer(None, problem=f"TLS cannot be verified: {error.message}")
 
     def _connected(self) -> ClientSession:
         if self._session is None:
-            from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+            from aiohttp import TCPConnector
 
-            self._session = ClientSession(
-                connector=TCPConnector(force_close=True, limit=0),
-                cookie_jar=DummyCookieJar(),
-                timeout=ClientTimeout(total=None),
-                trust_env=False,
-                auto_decompress=False,
-            )
+            self._session = _session(TCPConnector(force_close=True, limit=0))
         return self._session
 
-    def _context(self) -> ssl.SSLContext:
+    async def _context(self) -> ssl.SSLContext:
         if self._tls == "acme" and self._authority is None:
             return ssl.create_default_context()
-        if self._authority is not None:
+        if isinstance(self._authority, Path):
             return ssl.create_default_context(cafile=self._authority)
+        if self._authority is not None:
+            return ssl.create_default_context(cadata=await self._authority())
         # Without the root certificate nobody could verify: Caddy made that authority itself. The constructor has made sure
         # that this talks to a loopback address only, where an attacker who could answer instead is root already.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
+
+
+def _session(connector: BaseConnector) -> ClientSession:
+    from aiohttp import ClientSession, ClientTimeout, DummyCookieJar
+
+    return ClientSession(
+        connector=connector,
+        cookie_jar=DummyCookieJar(),
+        timeout=ClientTimeout(total=None),
+        trust_env=False,
+        auto_decompress=False,
+    )
 
 
 async def _answer(answer: ClientResponse) -> Answer:

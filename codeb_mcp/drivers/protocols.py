@@ -59,6 +59,7 @@ class ContainerSpec:
     tmpfs: tuple[str, ...] = ("/tmp",)
     capabilities: tuple[str, ...] = ()
     stop_timeout_seconds: int = 15
+    host_address: str = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +188,8 @@ class Proxy(Protocol):
         """All sites of ours as the running configuration tells them, by key; one that cannot be told is left out."""
         ...
 
-    async def in_flight(self, port: int) -> int | None:
-        """Requests now running against that upstream; None when the proxy does not know it."""
+    async def in_flight(self, port: int, addresses: Sequence[str] = ("127.0.0.1",)) -> int | None:
+        """Requests now running against the upstreams at that port; None when the proxy does not know them."""
         ...
 
     async def prove(self, proof: str) -> None:
@@ -204,20 +205,20 @@ class Proxy(Protocol):
 class Traffic(Protocol):
     """Which slot of an environment the proxy sends requests to: one durable flag per environment."""
 
-    def live(self, key: str) -> Slot | None:
+    async def live(self, key: str) -> Slot | None:
         """The slot that serves now; None when the environment is switched off or unknown."""
         ...
 
-    def switch(self, key: str, slot: Slot | None, *, fence: int) -> bool:
+    async def switch(self, key: str, slot: Slot | None, *, fence: int) -> bool:
         """Send traffic there by one atomic rename, durable on return; True when it moved. An older fence than the
         highest seen raises LeaseLost."""
         ...
 
-    def forget(self, key: str, *, fence: int) -> None:
+    async def forget(self, key: str, *, fence: int) -> None:
         """Remove the flags of an environment that no longer exists."""
         ...
 
-    def keys(self) -> list[str]:
+    async def keys(self) -> list[str]:
         """All environments that have a flag."""
         ...
 
@@ -250,9 +251,9 @@ class Prober(Protocol):
 
 
 class Ports(Protocol):
-    """The kernel's view of TCP ports on this host."""
+    """The kernel's view of TCP ports on a host."""
 
-    def listening(self) -> frozenset[int]:
+    async def listening(self) -> frozenset[int]:
         """Ports that something listens on, on any address."""
         ...
 

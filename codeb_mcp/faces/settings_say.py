@@ -31,6 +31,7 @@ SETTINGS_SAY: Mapping[str, str] = {
     "proxy.acme_root": "Root certificate of the directory's own address, when it is no public one",
     "proxy.acme_email": "Whom the authority writes to",
     "proxy.acme_names": "How the authority is called in CAA records",
+    "app_servers": "What differs on app servers of the inventory: see [SERVERS.md](SERVERS.md#several-app-servers)",
     "dns.addresses": "Addresses at which our proxy is reached from outside; domains are pointed at them",
     "dns.resolvers": "Who is asked where a name leads, with or without a port; empty: the system's resolvers",
     "dns.ttl": "How long others may remember a record, in seconds",

@@ -19,9 +19,10 @@ from starlette.types import Message, Receive, Scope, Send
 from codeb_mcp.faces.calls import Caller
 from codeb_mcp.model.access import Principal
 from codeb_mcp.model.errors import CodebError, InvalidRequest, RateLimited
+from codeb_mcp.model.names import environment_key
 from codeb_mcp.model.redaction import clean_text
 from codeb_mcp.operations.invoke import Call
-from codeb_mcp.operations.logs import LINE_LIMIT
+from codeb_mcp.operations.logs import LINE_LIMIT, chosen_place
 
 FIRST_LINES = 100
 LINES_PER_SECOND = 200
@@ -95,7 +96,10 @@ class LogStreams:
         arguments: dict[str, Any] = {NAMES[key]: value for key, value in query.items() if key in NAMES}
         answer = await self._caller(Call("logs_get", {**arguments, "tail": 1}, principal, correlation))
         wanted = LEVELS[LEVELS.index(level) if level in LEVELS else 0 :]
-        lines = self._caller.services.drivers.containers.logs(answer.body["container"], tail=FIRST_LINES, follow=True)
+        services, body = self._caller.services, answer.body
+        key = environment_key(body["projectName"], body["environment"])
+        place = await chosen_place(services, key, arguments.get("server"))
+        lines = place.drivers.containers.logs(body["container"], tail=FIRST_LINES, follow=True)
         return Stream(self, principal.key_id, lines, frozenset(wanted))
 
 

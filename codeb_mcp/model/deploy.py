@@ -179,7 +179,7 @@ class Deploy:
 
 def _pull(d: Deploy) -> Action:
     return Action(
-        "pull_image", "pull_image", {"image": d.plan.image, "policy": d.plan.pull_policy, "project": d.plan.project},
+        "pull_image", "pull_image", {"key": d.plan.key, "image": d.plan.image, "policy": d.plan.pull_policy, "project": d.plan.project},
         deadline_seconds=900, says=f"pull {d.plan.image}",
     )  # fmt: skip
 
@@ -211,7 +211,7 @@ def _undo(d: Deploy) -> Action:
 
 def _start(d: Deploy) -> Action:
     detail = {
-        "name": d.plan.container, "project": d.plan.project, "environment": d.plan.environment.value,
+        "key": d.plan.key, "name": d.plan.container, "project": d.plan.project, "environment": d.plan.environment.value,
         "slot": d.plan.slot.value, "team": d.plan.team, "version": d.plan.version, "run": d.plan.run_id,
         "imageId": d.pulled.get("imageId"), "reference": d.pulled.get("reference"), "digest": d.pulled.get("digest"),
         "hostPort": d.plan.port, "containerPort": d.plan.container_port, "limits": d.plan.limits.model_dump(mode="json"),
@@ -222,7 +222,7 @@ def _start(d: Deploy) -> Action:
 def _check(d: Deploy) -> Action:
     health = d.plan.health_check
     detail = {
-        "name": d.plan.container, "port": d.plan.port, "skip": d.plan.skip_healthcheck,
+        "key": d.plan.key, "name": d.plan.container, "port": d.plan.port, "skip": d.plan.skip_healthcheck,
         "health": health.model_dump(mode="json"),
     }  # fmt: skip
     says = "skip the health check" if d.plan.skip_healthcheck else f"wait for {' or '.join(health.paths)}"

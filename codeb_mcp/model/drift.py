@@ -52,7 +52,8 @@ class PublicAnswer:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What was observed. `routes`: per environment key whether the proxy has exactly our site; None when the proxy could
+    """What was observed on one app server. `apps`: keys of the environments whose containers belong there, `fronts`: of those
+    whose traffic its proxy leads; None for all. `routes`: per environment key whether the proxy has exactly our site; None when the proxy could
     not be asked. `images`: image ids that are on the engine. `rivals`: routes of others before ours. `public`: per
     environment key what a user got, where there was an answer at all."""
 
@@ -63,11 +64,22 @@ class World:
     foreign_ports: frozenset[int]
     rivals: tuple[RivalRoute, ...] = ()
     public: Mapping[str, PublicAnswer] = field(default_factory=dict)
+    apps: frozenset[str] | None = None
+    fronts: frozenset[str] | None = None
+
+    def runs(self, key: str) -> bool:
+        """Whether the environment's containers belong there."""
+        return self.apps is None or key in self.apps
+
+    def leads(self, key: str) -> bool:
+        """Whether its proxy leads the environment's traffic."""
+        return self.fronts is None or key in self.fronts
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One difference. `id` is the same at every check as long as the difference stands."""
+    """One difference, on the app server `server` (empty: the one beside the control plane). `id` is the same at every check
+    as long as the difference stands."""
 
     kind: str
     key: str
@@ -76,11 +88,12 @@ class Drift:
     proposal: str
     slot: str | None = None
     subject: str = ""
+    server: str = ""
 
     @property
     def id(self) -> str:
         """Short and stable: made of what differs, not of when it was seen."""
-        text = "|".join((self.kind, self.key, self.slot or "", self.subject))
+        text = "|".join((self.kind, self.key, self.slot or "", self.subject, *([self.server] if self.server else [])))
         return "drift_" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -91,15 +104,17 @@ def drift_of(environments: Sequence[Slots], world: World, busy: Iterable[str] = 
     found: list[Drift] = []
     known: set[str] = set()
     for slots in environments:
-        for record in (slots.blue, slots.green):
-            known.add(_name(slots, record))
+        records = (slots.blue, slots.green) if world.runs(slots.key) else ()
+        known |= {_name(slots, record) for record in records}
         if slots.key in leave:
             continue
-        own = [one for record in (slots.blue, slots.green) for one in _slot_drift(slots, record, world)]
-        own += _traffic_drift(slots, world)
-        own += _rival_drift(slots, world)
-        found += own + _public_drift(slots, world, own)
-    keys = {slots.key for slots in environments}
+        own = [one for record in records for one in _slot_drift(slots, record, world)]
+        if world.leads(slots.key):
+            own += _traffic_drift(slots, world)
+            own += _rival_drift(slots, world)
+            own += _public_drift(slots, world, own)
+        found += own
+    keys = {slots.key for slots in environments if world.leads(slots.key)}
     found += [_stray(seen) for seen in world.containers.values() if seen.name not in known and _key(seen) not in leave]
     found += [
         Drift(

@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from codeb_mcp.model.env_contract import EnvContract
 from codeb_mcp.model.names import Domain, Environment, HttpPath, ImageRef, Port, Repository, Slot
+from codeb_mcp.model.server import ServerKey
 from codeb_mcp.model.times import Moment
 
 PullPolicy = Literal["always", "missing", "never"]
@@ -89,6 +90,10 @@ class EnvironmentSettings(_Settings):
     grace_hours: float = Field(48.0, ge=0, le=24 * 30, description="How long the former slot stays warm")
     drain_seconds: float = Field(30.0, ge=0, le=600, description="How long a slot may finish requests before it stops")
     security_headers: bool = Field(True, description="Add HSTS and other security headers that the app does not set")
+    servers: tuple[ServerKey, ...] = Field(
+        (), max_length=16, description="App servers that run it; the one beside the control plane if not given"
+    )
+    edge: bool = Field(False, description="The proxy beside the control plane stands in front of all its app servers")
 
     @property
     def grace(self) -> timedelta:

@@ -42,6 +42,8 @@ class Site:
     blue_preview: str | None = None
     green_preview: str | None = None
     security_headers: bool = True
+    addresses: tuple[str, ...] = ("127.0.0.1",)
+    """Where the slots are published; of several, the one with the fewest open requests is asked."""
 
     def port(self, slot: Slot) -> int:
         """The loopback port of a slot."""
@@ -161,7 +163,14 @@ def site_from_route(route: Route) -> Site | None:
         return None
     hosts = tuple(host for host in route_hosts(route) if host not in previews.values())
     return Site(
-        key, hosts, blue, green, previews[Slot.BLUE], previews[Slot.GREEN], security_headers=len(route["handle"]) > 1
+        key,
+        hosts,
+        blue,
+        green,
+        previews[Slot.BLUE],
+        previews[Slot.GREEN],
+        security_headers=len(route["handle"]) > 1,
+        addresses=_addresses_in(inner),
     )
 
 
@@ -180,6 +189,11 @@ def _port_to(inner: Sequence[Route], slot: Slot) -> int | None:
     return int(dials[0].rpartition(":")[2]) if dials else None
 
 
+def _addresses_in(inner: Sequence[Route]) -> tuple[str, ...]:
+    handler = next(route["handle"][1] for route in inner if _to(route, Slot.BLUE))
+    return tuple(str(one["dial"]).rpartition(":")[0].strip("[]") for one in handler["upstreams"])
+
+
 def _preview_of(inner: Sequence[Route], slot: Slot) -> str | None:
     return next((host for route in inner if _to(route, slot) for host in route_hosts(route)), None)
 
@@ -193,8 +207,23 @@ def _to_slot(site: Site, slot: Slot) -> list[dict[str, Any]]:
     # slot, and an answer that Caddy makes up itself (502) carries no slot.
     return [
         {"handler": "headers", "response": {"set": {SLOT_HEADER: [slot.value]}, "deferred": True}},
-        {"handler": "reverse_proxy", "upstreams": [{"dial": f"127.0.0.1:{site.port(slot)}"}]},
+        {
+            "handler": "reverse_proxy",
+            "upstreams": [{"dial": f"{_bracketed(address)}:{site.port(slot)}"} for address in site.addresses],
+            **(_AMONG_SEVERAL if len(site.addresses) > 1 else {}),
+        },
     ]
+
+
+_AMONG_SEVERAL: dict[str, Any] = {
+    "load_balancing": {"selection_policy": {"policy": "least_conn"}, "try_duration": "5s", "try_interval": "100ms"},
+    "health_checks": {"passive": {"fail_duration": "10s", "max_fails": 1}},
+}
+"""A server that does not take a connection is passed over for a while, and the request goes to another one."""
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 def _or_nothing(site: Site, slot: Slot) -> dict[str, Any]:

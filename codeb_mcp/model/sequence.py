@@ -60,7 +60,7 @@ def retirement(key: str, slot: str, *, port: int, container: str, drain_seconds:
         (
             Step(
                 Action(
-                    "drain", "drain", {"port": port, "seconds": drain_seconds},
+                    "drain", "drain", {"key": key, "port": port, "seconds": drain_seconds},
                     deadline_seconds=drain_seconds + 10, says=f"let slot {slot} finish its requests",
                 ),
                 soft=True,

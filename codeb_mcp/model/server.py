@@ -88,6 +88,11 @@ class Server(BaseModel):
         """The server for people: `user@host:port`, or `this machine`."""
         return "this machine" if self.connection == "local" else f"{self.user}@{self.host}:{self.port}"
 
+    @property
+    def usable(self) -> bool:
+        """Whether it may be talked to: it is this machine, or its host key was accepted."""
+        return self.connection == "local" or self.host_key is not None
+
     def dump(self) -> dict[str, Any]:
         """The JSON form, without values that are defaults nobody chose."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)

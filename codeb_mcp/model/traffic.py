@@ -153,7 +153,7 @@ def _check(plan: SwitchPlan) -> Action:
     if plan.health_path:
         health = health.model_copy(update={"path": plan.health_path})
     detail = {
-        "name": plan.container, "port": plan.to_port, "imageId": plan.image_id,
+        "key": plan.key, "name": plan.container, "port": plan.to_port, "imageId": plan.image_id,
         "health": {**health.model_dump(mode="json"), "deadline_seconds": min(health.deadline_seconds, 15.0)},
     }  # fmt: skip
     return Action("check_target", "check_target", detail, says=f"ask slot {plan.to_slot} whether it is healthy")
@@ -178,7 +178,7 @@ def _switch(plan: SwitchPlan) -> Action:
 def _verify(plan: SwitchPlan) -> Action:
     health = plan.health_check
     detail = {
-        "hosts": list(plan.hosts), "slot": plan.to_slot.value, "name": plan.container, "imageId": plan.image_id,
+        "key": plan.key, "hosts": list(plan.hosts), "slot": plan.to_slot.value, "name": plan.container, "imageId": plan.image_id,
         "paths": [plan.health_path] if plan.health_path else list(health.paths),
         "expected": list(health.expected_statuses),
     }  # fmt: skip
@@ -198,7 +198,7 @@ def _record(plan: SwitchPlan) -> Action:
 
 
 def _drain(plan: SwitchPlan) -> Action:
-    detail = {"port": plan.from_port, "seconds": plan.drain_seconds}
+    detail = {"key": plan.key, "port": plan.from_port, "seconds": plan.drain_seconds}
     deadline = plan.drain_seconds + 10
     return Action("drain", "drain", detail, deadline_seconds=deadline, says="count requests still on the former slot")
 

@@ -123,7 +123,7 @@ async def _look(ctx: Context, request: AdoptRequest) -> _World:
                 one.name, one.container_id, one.image_reference, one.image_id, one.labels, one.state, one.ports
             )
             containers[found[0]][found[1]] = running
-    listening = ctx.services.drivers.ports.listening()
+    listening = await ctx.services.drivers.ports.listening()
     holders = {**dict.fromkeys(listening, "another program"), **holders}
     sites = await ctx.services.drivers.proxy.others()
     keys = {key for key in {*containers, *old.keys()} if place_of(f"{key}-blue") is not None}

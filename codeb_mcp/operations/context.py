@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from codeb_mcp.drivers.dns import Names
 from codeb_mcp.drivers.hosts import Hosts, Inspector
@@ -13,6 +13,7 @@ from codeb_mcp.drivers.outside import Outside
 from codeb_mcp.drivers.own_stores import Stores
 from codeb_mcp.drivers.protocols import Clock, Containers, Images, Ports, Prober, Proxy, PullRequests, Traffic
 from codeb_mcp.model.access import Principal
+from codeb_mcp.model.server import Server
 from codeb_mcp.operations.env_copies import EnvCopies
 from codeb_mcp.registry.audit import AuditTrail
 from codeb_mcp.registry.env_history import EnvHistories
@@ -48,8 +49,8 @@ def unheard(event: Event) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Drivers:
-    """The outside world. `hosts` are the servers of the inventory."""
+class AppServer:
+    """All that a release is run with on one app server: its engine, its proxy with the flags, its ports."""
 
     containers: Containers
     images: Images
@@ -57,8 +58,29 @@ class Drivers:
     traffic: Traffic
     prober: Prober
     ports: Ports
+
+
+class AppServers(Protocol):
+    """The app servers of the inventory."""
+
+    def at(self, key: str, server: Server) -> AppServer:
+        """The app server of that name; nothing is connected before it is used. Raises Conflict for a server that can run
+        no releases."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drivers(AppServer):
+    """The outside world: the app server beside the control plane, and all else. `hosts` are the servers of the inventory,
+    `app_servers` those of them that run releases."""
+
     clock: Clock
     hosts: Hosts
+    app_servers: AppServers
     inspect: Inspector
     names: Names
     outside: Outside

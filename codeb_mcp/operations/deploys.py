@@ -14,6 +14,7 @@ from codeb_mcp.model.errors import Conflict, Forbidden, InvalidRequest
 from codeb_mcp.model.names import Environment, ImageRef, Slot, Version, container_name, image_parts, image_registry
 from codeb_mcp.model.project import Limits, Project, mountable
 from codeb_mcp.model.redaction import clean_text
+from codeb_mcp.model.routes import Site
 from codeb_mcp.model.slot import Refusal, SlotRecord, Slots, SlotState, choose_slot, rollback_target
 from codeb_mcp.model.traffic import Switch, SwitchPlan
 from codeb_mcp.operations.answers import RunAnswer, RunRequest, common, fact, header_of, run_to_answer
@@ -21,6 +22,7 @@ from codeb_mcp.operations.catalog import Effect, operation
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.env_gate import require_contract
 from codeb_mcp.operations.environments import ensure_environment
+from codeb_mcp.operations.places import Place, on_all, placement_of
 from codeb_mcp.operations.routing import require_without_traffic
 from codeb_mcp.operations.runs import STILL_STANDS, Planned, RunView, planner
 from codeb_mcp.operations.starting import would_start
@@ -132,7 +134,7 @@ async def plan_deploy(services: Services, header: RunHeader) -> Planned:
     looked = _since(started)
     started = time.perf_counter()
     slot = accepted(choose_slot(slots, services.drivers.clock.now(), force=request.force))
-    require_without_traffic(services, slots, slot)
+    await require_without_traffic(services, slots, slot)
     image, version = what_to_run(request, project)
     plan = DeployPlan(
         run_id=header.run_id,
@@ -344,7 +346,9 @@ async def switch_plan(
 ) -> SwitchPlan:
     """A switch from whatever is live to the target."""
     site = await site_of(services.store, services.settings, slots)
-    routed = services.drivers.traffic.live(slots.key) is slots.active_slot and await services.drivers.proxy.has(site)
+    routed = await on_all(
+        (await placement_of(services, slots.key)).fronts, lambda place: _is_routed(place, slots, site)
+    )
     active = slots.active
     return SwitchPlan(
         kind=kind,
@@ -365,9 +369,13 @@ async def switch_plan(
         hosts=await proven_hosts(services.store, services.settings, slots, site),
         by=header.caller["keyId"],
         grace_hours=project.settings.of(slots.environment).grace_hours,
-        routed=routed,
+        routed=all(routed),
         look_first=target.name is Slot.BLUE,
     )
+
+
+async def _is_routed(place: Place, slots: Slots, site: Site) -> bool:
+    return await place.drivers.traffic.live(slots.key) is slots.active_slot and await place.drivers.proxy.has(site)
 
 
 def _switch_message(view: RunView) -> str:

@@ -18,6 +18,7 @@ from codeb_mcp.operations.domain_state import project_domains
 from codeb_mcp.operations.domain_work import Found, preflight, zoned
 from codeb_mcp.operations.domains import DomainData, DomainRequest, domain_data, find_domain
 from codeb_mcp.operations.ownership import callers_projects
+from codeb_mcp.operations.places import on_all, placement_of
 
 PROBE_SECONDS = 5.0
 
@@ -114,7 +115,11 @@ def _check(name: str, problems: Sequence[str], fine: str) -> DomainCheck:
 async def _route_check(services: Services, domain: Domain) -> DomainCheck:
     key = f"{domain.project}-{domain.environment}"
     try:
-        holders = [one.key for one in await services.drivers.proxy.routes() if domain.name in one.hosts]
+        fronts = (await placement_of(services, key)).fronts
+        every = await on_all(fronts, lambda place: place.drivers.proxy.routes())
+        # The front that has it least decides: each of them is asked by somebody.
+        held = [[one.key for one in routes if domain.name in one.hosts] for routes in every]
+        holders = next((one for one in held if one != [key]), [key])
     except CodebError as error:
         return DomainCheck(name="route", status="failed", message=error.message)
     if holders == [key]:
@@ -133,8 +138,10 @@ async def _certificate_check(services: Services, domain: Domain) -> DomainCheck:
 
 async def _visit(services: Services, domain: Domain) -> DomainCheck:
     """A request for the domain through the public listener reaches the slot that is live."""
-    answer = await services.drivers.prober.public(domain.name, "/", timeout_seconds=PROBE_SECONDS)
-    live = services.drivers.traffic.live(f"{domain.project}-{domain.environment}")
+    key = f"{domain.project}-{domain.environment}"
+    front = (await placement_of(services, key)).fronts[0]
+    answer = await front.drivers.prober.public(domain.name, "/", timeout_seconds=PROBE_SECONDS)
+    live = await front.drivers.traffic.live(key)
     if answer.status is None:
         return _check("http", [answer.problem or "no answer"], "")
     if live is None and answer.status == 503:

@@ -19,7 +19,8 @@ from codeb_mcp.model.names import lease_name, split_environment_key
 from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.domain_state import all_domains, domain_lease, forget, leaving, note, project_domains
-from codeb_mcp.operations.routing import ensure_flag
+from codeb_mcp.operations.places import Place, every_place, on_all, placement_of
+from codeb_mcp.operations.routing import ensure_flag, ensure_site
 from codeb_mcp.operations.state import find_slots, site_of
 from codeb_mcp.settings import DnsZone, Settings
 
@@ -215,10 +216,11 @@ async def publish(services: Services, domain: Domain, *, extra: tuple[str, ...] 
     await ensure_flag(services, slots)
     site = await site_of(services.store, services.settings, slots)
     site = replace(site, hosts=tuple(dict.fromkeys([*site.hosts, *extra])))
-    if not await services.drivers.proxy.has(site):
-        await services.drivers.proxy.apply(upsert=[site])
+    fronts = (await placement_of(services, slots.key)).fronts
+    await on_all(fronts, lambda place: ensure_site(place, site))
     if await find_slots(services.store, domain.project, domain.environment) is None:
-        await services.drivers.proxy.apply(remove=[site.key])  # no route outlives an environment deleted meanwhile
+        # No route outlives an environment deleted meanwhile.
+        await on_all(fronts, lambda place: place.drivers.proxy.apply(remove=[site.key]))
 
 
 async def _certified(services: Services, name: str, wait_seconds: float) -> tuple[bool, str]:
@@ -249,17 +251,25 @@ async def withdraw(services: Services, domain: Domain) -> None:
 
 
 async def _unroute(services: Services, domain: Domain) -> None:
-    for holder in await services.drivers.proxy.routes():
+    key = f"{domain.project}-{domain.environment}"
+    there = await find_slots(services.store, domain.project, domain.environment) is not None
+    fronts = (await placement_of(services, key)).fronts if there else await every_place(services)
+    await on_all(fronts, lambda place: _unroute_at(services, place, domain))
+
+
+async def _unroute_at(services: Services, place: Place, domain: Domain) -> None:
+    proxy = place.drivers.proxy
+    for holder in await proxy.routes():
         if domain.name not in holder.hosts:
             continue
         slots = await find_slots(services.store, *split_environment_key(holder.key))
         left = tuple(host for host in holder.hosts if host != domain.name)
         if slots is not None:
-            await services.drivers.proxy.apply(upsert=[await site_of(services.store, services.settings, slots)])
+            await proxy.apply(upsert=[await site_of(services.store, services.settings, slots)])
         elif left:
-            await services.drivers.proxy.apply(upsert=[replace(holder, hosts=left)])
+            await proxy.apply(upsert=[replace(holder, hosts=left)])
         else:
-            await services.drivers.proxy.apply(remove=[holder.key])
+            await proxy.apply(remove=[holder.key])
 
 
 # ── housekeeping ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,6 +10,7 @@ from typing import Any
 from codeb_mcp.model.errors import CodebError, LeaseLost, RegistryDamaged
 from codeb_mcp.model.machine import Action, Failed, Machine, walk
 from codeb_mcp.model.machines import machine_from_json
+from codeb_mcp.operations import switching as _switching  # noqa: F401 - its steps are registered by that
 from codeb_mcp.operations.context import Event, Progress, Services
 from codeb_mcp.operations.perform import Performer
 from codeb_mcp.operations.runner import Stop, drive

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from codeb_mcp.model.slot import Slots
 from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.domain_state import further_hosts
+from codeb_mcp.operations.places import Place, here, on_all, places
 from codeb_mcp.operations.routing import require_free_hosts
 from codeb_mcp.operations.state import find_slots, load_ssot, parse_project, slots_key
 from codeb_mcp.registry.store import Change, Document, Stored
@@ -25,11 +26,16 @@ TRIES = 50
 PAUSE_SECONDS = 0.02
 
 
-async def ports_in_use(services: Services) -> set[int]:
-    """Ports that the kernel or any container, running or not, holds. A port that our own registry gave away counts there,
-    not here."""
-    containers = await services.drivers.containers.list(managed=False)
-    return set(services.drivers.ports.listening()) | {port for one in containers for port in one.host_ports}
+async def ports_in_use(services: Services, servers: Iterable[str] = ()) -> set[int]:
+    """Ports that the kernel or any container, running or not, holds on the app servers of these names, or on the one beside
+    the control plane. A port that our own registry gave away counts there, not here."""
+    where = await places(services, servers) or (here(services),)
+    return set().union(*await on_all(where, _held))
+
+
+async def _held(place: Place) -> set[int]:
+    containers = await place.drivers.containers.list(managed=False)
+    return set(await place.drivers.ports.listening()) | {port for one in containers for port in one.host_ports}
 
 
 async def ensure_environment(services: Services, project: str, environment: Environment) -> Slots:
@@ -64,16 +70,19 @@ async def add_environments(
     Callers of this process take turns; those of other processes are noticed by the versions. Raises Conflict when no
     port is free.
     """
-    busy = await ports_in_use(services)
+    chosen = parse_project(project, entry).settings
+    busy = await ports_in_use(services, {server for one in environments for server in chosen.of(one).servers})
     async with services.allocation:
         for _ in range(TRIES):
             stored = await services.store.get("ssot")
             if stored is None:
                 raise NotFound("the registry is empty", hint="Run `codeb init` first.")
             changes = await _changes(services, stored, project, entry, environments, busy)
-            more = await also()
+            changes += await also()
+            if [change.doc for change in changes] == [stored.doc]:
+                return  # nothing is new: no version is written
             try:
-                await services.store.commit([*changes, *more])
+                await services.store.commit(changes)
             except Conflict:
                 await asyncio.sleep(random.uniform(0, PAUSE_SECONDS))
                 continue

@@ -15,6 +15,8 @@ from codeb_mcp.model.rebuild import Known, LastSwitch, Remains, Told
 from codeb_mcp.model.routes import Site
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.observe import is_ours
+from codeb_mcp.operations.places import Place, every_place, places_in
+from codeb_mcp.registry.files import FileStore
 from codeb_mcp.settings import Settings
 
 RUNS_LOOKED_AT = 10_000
@@ -22,11 +24,12 @@ RUNS_LOOKED_AT = 10_000
 
 @dataclass(slots=True)
 class Evidence:
-    """By environment key. `silent`: who could not be asked, and why; `known`: what `ssot` itself can still tell."""
+    """By environment key. `places`: the app servers that were asked; `silent`: who could not be asked, and why; `known`: what `ssot` itself can still tell."""
 
-    remains: Mapping[str, list[Remains]] = field(default_factory=dict)
-    sites: Mapping[str, Site] = field(default_factory=dict)
+    remains: dict[str, list[Remains]] = field(default_factory=dict)
+    sites: dict[str, Site] = field(default_factory=dict)
     switches: Mapping[str, LastSwitch] = field(default_factory=dict)
+    places: tuple[Place, ...] = ()
     silent: list[tuple[str, str]] = field(default_factory=list)
     known: Known = field(default_factory=lambda: Known({}, False, ""))
 
@@ -39,22 +42,37 @@ class Evidence:
 async def gather(services: Services) -> Evidence:
     """Ask everybody; who does not answer is noted, and the others are believed."""
     found = Evidence()
-    try:
-        found.remains = await _remains(services)
-    except CodebError as error:
-        found.silent.append(("engine", f"{error.message}: its containers are not used"))
-    try:
-        found.sites = {site.key: site for site in await services.drivers.proxy.routes() if _is_environment(site.key)}
-    except CodebError as error:
-        found.silent.append(("proxy", f"{error.message}: its routes are not used"))
+    found.places = await _places(services)
+    for place in found.places:
+        at = f" on {place.key}" if place.key else ""
+        try:
+            for key, remains in (await _remains(services, place)).items():
+                known = found.remains.setdefault(key, [])
+                known += [one for one in remains if one not in known]  # the same release on several servers counts once
+        except CodebError as error:
+            found.silent.append((f"engine{at}", f"{error.message}: its containers are not used"))
+        try:
+            sites = [site for site in await place.drivers.proxy.routes() if _is_environment(site.key)]
+            found.sites |= {site.key: site for site in sites if site.key not in found.sites}
+        except CodebError as error:
+            found.silent.append((f"proxy{at}", f"{error.message}: its routes are not used"))
     found.switches = await _switches(services)
     return found
 
 
-async def _remains(services: Services) -> dict[str, list[Remains]]:
+async def _places(services: Services) -> tuple[Place, ...]:
+    """All app servers, by the inventory as it is or, when that cannot be read, as it was kept last."""
+    try:
+        return await every_place(services)
+    except CodebError:
+        kept = next(iter(await services.store.kept("ssot")), None) if isinstance(services.store, FileStore) else None
+        return await places_in(services, kept or {})
+
+
+async def _remains(services: Services, place: Place) -> dict[str, list[Remains]]:
     found: dict[str, list[Remains]] = defaultdict(list)
     installation = await services.store.identity()
-    for one in await services.drivers.containers.list():
+    for one in await place.drivers.containers.list():
         remains = read_labels(one) if is_ours(one, installation) else None
         if remains is not None:
             found[environment_key(remains.project, remains.environment)].append(remains)

@@ -10,6 +10,7 @@ from codeb_mcp.drivers.protocols import Answer
 from codeb_mcp.model.errors import DriverRefused, DriverUnavailable
 from codeb_mcp.model.names import Slot
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.places import Place
 from codeb_mcp.settings import Settings
 
 UNSEEN = "flags_unseen"
@@ -55,14 +56,14 @@ def unseen(answer: Answer, live: Slot | None) -> bool:
     return answer.slot is not None and answer.slot != live
 
 
-async def require_flags_seen(services: Services, key: str, host: str, path: str) -> None:
+async def require_flags_seen(services: Services, place: Place, key: str, host: str, path: str) -> None:
     """Raise DriverRefused with the reason `UNSEEN` when the public address is answered by another slot than the flags say;
     DriverUnavailable when nobody can be asked. An application that answers late is none that was idle a moment ago."""
-    live = await asyncio.to_thread(services.drivers.traffic.live, key)
+    live = await place.drivers.traffic.live(key)
     loop = asyncio.get_running_loop()
     for left in reversed(range(LOOK_TRIES)):
         started = loop.time()
-        answer = await services.drivers.prober.public(host, path, timeout_seconds=LOOK_SECONDS)
+        answer = await place.drivers.prober.public(host, path, timeout_seconds=LOOK_SECONDS)
         if unseen(answer, live):
             raise _refusal(services.settings, host, answer, live)
         if answer.status is not None or loop.time() - started >= LOOK_SECONDS:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from codeb_mcp.drivers.protocols import Image
+from codeb_mcp.model.errors import CodebError
 from codeb_mcp.model.names import Environment, lease_name
 from codeb_mcp.model.slot import SlotState
 from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.places import Place, every_place
 from codeb_mcp.operations.state import environments, load_ssot, parse_project
 from codeb_mcp.registry.store import Document, update
 
@@ -38,6 +42,7 @@ async def collect_images(services: Services) -> list[str]:
     }
     projects = (await load_ssot(services.store)).get("projects", {})
     removed: list[str] = []
+    where = await every_place(services)
     for key in await services.store.keys(FOLDER):
         project = key.removeprefix(FOLDER)
         if await _is_busy(services, project):
@@ -50,14 +55,30 @@ async def collect_images(services: Services) -> list[str]:
         for entry in old:
             if entry["imageId"] in pinned:
                 continue
-            if await services.drivers.images.remove(entry["imageId"]):
+            went, stays = await _remove(where, entry["imageId"])
+            if went:
                 removed.append(entry["reference"])
-            elif await services.drivers.images.find(entry["imageId"]) is not None:
-                continue
-            gone.append(entry["imageId"])
+            if not stays:
+                gone.append(entry["imageId"])
         if gone:
             await _strike(services, key, frozenset(gone))
     return removed
+
+
+async def _remove(where: Sequence[Place], image_id: str) -> tuple[bool, bool]:
+    """Whether it was removed from any app server, and whether it is still on any. One that cannot be asked may have it."""
+    went = stays = False
+    for place in where:
+        try:
+            if await place.drivers.images.remove(image_id):
+                went = True
+            elif await place.drivers.images.find(image_id) is not None:
+                stays = True
+        except CodebError:
+            if not place.key:
+                raise
+            stays = True
+    return went, stays
 
 
 async def _is_busy(services: Services, project: str) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from codeb_mcp.model.errors import CodebError, Conflict, LockHeld
+from codeb_mcp.model.errors import CodebError, Conflict, LockHeld, NotFound
 from codeb_mcp.model.names import lease_name
 from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 from codeb_mcp.model.times import utc_text
@@ -20,6 +20,7 @@ from codeb_mcp.operations.flags_seen import hidden_flags
 from codeb_mcp.operations.garbage import collect_images
 from codeb_mcp.operations.health import probe_slot
 from codeb_mcp.operations.keys import KEY_USE, KeyRing
+from codeb_mcp.operations.places import Place, every_place, on_all, placement_of
 from codeb_mcp.operations.previews import end_closed_previews, expire_previews
 from codeb_mcp.operations.routing import ensure_flag
 from codeb_mcp.operations.state import change_slots, environments, load_project, site_of
@@ -145,17 +146,22 @@ class Housekeeper:
             report.previews_ended += await end_closed_previews(self.services, now, report.problems)
 
     async def _restore_routes(self, report: Report) -> None:
-        """A proxy that came back without its configuration gets our sites again; nothing else is changed by itself. What
-        is being deleted gets none, and what was deleted meanwhile loses it again, so that no route outlives its site."""
-        proxy, store = self.services.drivers.proxy, self.services.store
+        """A proxy that came back without its configuration gets our sites again; nothing else is changed by itself."""
+        every = await environments(self.services.store, report.problems)
+        for place in await every_place(self.services):
+            try:
+                await self._restore_at(place, every, report)
+            except CodebError as error:
+                report.problems.append(f"routes of {place.named}: {error.message}")
+
+    async def _restore_at(self, place: Place, every: Sequence[Slots], report: Report) -> None:
+        """What is being deleted gets no route, and what was deleted meanwhile loses it again, so that no route outlives its
+        site."""
+        proxy, store = place.drivers.proxy, self.services.store
         present = set(await proxy.sites())
         sites = []
-        for slots in await environments(store, report.problems):
-            if (
-                slots.key in present
-                or slots.adopted_route
-                or await store.lease(lease_name(slots.project_name, None)) is not None
-            ):
+        for slots in every:
+            if slots.key in present or slots.adopted_route or not await self._is_front(place, slots):
                 continue
             try:
                 await ensure_flag(self.services, slots)
@@ -171,6 +177,15 @@ class Housekeeper:
         if gone:
             await proxy.apply(remove=gone)
         report.routes += [site.key for site in sites if site.key not in gone]
+
+    async def _is_front(self, place: Place, slots: Slots) -> bool:
+        """Whether the environment is there, is not being deleted, and its traffic is led by that place's proxy."""
+        try:
+            fronts = (await placement_of(self.services, slots.key)).fronts
+        except NotFound:
+            return False
+        being_deleted = await self.services.store.lease(lease_name(slots.project_name, None)) is not None
+        return place.key in {one.key for one in fronts} and not being_deleted
 
     async def _look_after_domains(self, report: Report) -> None:
         """Those that wait or leave each round; those that serve now and then, so that nobody is surprised by an expired
@@ -199,7 +214,9 @@ class Housekeeper:
         """Written only when it changed: a registry that is written every round wears out disks and hides real changes."""
         try:
             project = await load_project(self.services.store, slots.project_name)
-            status, _ = await probe_slot(self.services, record, project.settings.health_check)
+            apps = (await placement_of(self.services, slots.key)).apps
+            probed = await on_all(apps, lambda place: probe_slot(place, record, project.settings.health_check))
+            status = next((one for one, _ in probed if one != "healthy"), "healthy")
             if status == record.health_status:
                 return
             now = self.services.drivers.clock.now()

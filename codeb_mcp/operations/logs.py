@@ -10,13 +10,15 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from codeb_mcp.model.access import Reach, Role
-from codeb_mcp.model.errors import Conflict, InvalidRequest
+from codeb_mcp.model.errors import Conflict, InvalidRequest, NotFound
 from codeb_mcp.model.names import Slot
 from codeb_mcp.model.redaction import clean_text
+from codeb_mcp.model.server import ServerKey
 from codeb_mcp.model.slot import Slots, SlotState
 from codeb_mcp.operations.answers import EnvironmentRequest
 from codeb_mcp.operations.catalog import Effect, Result, operation
-from codeb_mcp.operations.context import Context
+from codeb_mcp.operations.context import Context, Services
+from codeb_mcp.operations.places import Place, placement_of
 from codeb_mcp.operations.state import load_slots
 
 TEXT_LIMIT = 12_000
@@ -34,6 +36,7 @@ class LogsRequest(EnvironmentRequest):
     slot: Slot | None = Field(None, description="Slot; the live one if not given, else the one that waits")
     tail: int = Field(100, ge=1, le=1000, description="Lines from the end")
     since: Since | None = Field(None, description="Only later than this: 10m, 2h, 1d or an ISO 8601 time")
+    server: ServerKey | None = Field(None, description="App server, where the environment runs on several")
     grep: str | None = Field(None, min_length=1, max_length=100, description="Only lines with this text, in any case")
 
 
@@ -58,7 +61,8 @@ async def logs_get(ctx: Context, request: LogsRequest) -> LogsResult:
     name = slots.record(slot).container_name or f"{slots.key}-{slot}"
     lines = []
     tail = SCAN_LINES if request.grep else request.tail
-    async for line in ctx.services.drivers.containers.logs(name, tail=tail, since=since):
+    place = await chosen_place(ctx.services, slots.key, request.server)
+    async for line in place.drivers.containers.logs(name, tail=tail, since=since):
         clean = clean_text(line, limit=LINE_LIMIT)
         if request.grep is None or request.grep.casefold() in clean.casefold():
             lines.append(clean)
@@ -71,6 +75,16 @@ async def logs_get(ctx: Context, request: LogsRequest) -> LogsResult:
         lines=kept,
         truncated=len(kept) < len(lines),
     )
+
+
+async def chosen_place(services: Services, key: str, wanted: str | None) -> Place:
+    """The app server to read from: the first of the environment's, or the one named; raises NotFound for another one."""
+    apps = (await placement_of(services, key)).apps
+    found = apps[0] if wanted is None else next((one for one in apps if one.key == wanted), None)
+    if found is None:
+        known = ", ".join(one.named for one in apps)
+        raise NotFound(f"{key} does not run on server {wanted}", hint=f"It runs on {known}.", server=wanted)
+    return found
 
 
 def choose(slots: Slots, wanted: Slot | None) -> Slot:

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
+from dataclasses import replace
 from typing import Any
 
-from codeb_mcp.drivers.protocols import Answer, ContainerSpec
+from codeb_mcp.drivers.protocols import ContainerSpec, Image
 from codeb_mcp.model.errors import Bug, CodebError, DriverRefused
 from codeb_mcp.model.machine import Action
-from codeb_mcp.model.names import Slot, split_environment_key
+from codeb_mcp.model.names import Slot, image_parts, split_environment_key
 from codeb_mcp.model.project import HealthCheck, Limits
-from codeb_mcp.model.routes import Site
 from codeb_mcp.model.slot import Slots, SlotState
 from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.envfile import read_env
-from codeb_mcp.operations.flags_seen import advice, require_flags_seen
 from codeb_mcp.operations.garbage import remember_image
-from codeb_mcp.operations.health_gate import require_image, wait_healthy
-from codeb_mcp.operations.state import change_slots, find_slots, load_slots, site_of, url_of
+from codeb_mcp.operations.health_gate import wait_healthy
+from codeb_mcp.operations.places import Place, Placement, here, on_all, placement_of
+from codeb_mcp.operations.state import change_slots, find_slots, load_slots
 from codeb_mcp.registry.store import Fence
 
 INSTALLATION = "codeb.installation"
 """Label with the registry's lineage: several installations may share an engine."""
-VERIFY_TRIES = 5
-VERIFY_PAUSE_SECONDS = 0.1
-DRAIN_PAUSE_SECONDS = 0.1
 
 Report = Callable[[Action, float | None, str], None]
 Step = Callable[["Performer", Action], Awaitable[Mapping[str, Any]]]
@@ -55,6 +51,8 @@ class Performer:
         self.fence = fence
         self.kind = kind
         self.report = report
+        beside = here(services)
+        self._here = Placement((beside,), (beside,))
 
     async def perform(self, action: Action) -> Mapping[str, Any]:
         """Do it; raises CodebError, and nothing else but cancellation."""
@@ -72,6 +70,11 @@ class Performer:
                 f"step {action.step} crashed", hint="Look at the server's log.", kind=type(problem).__name__
             ) from problem
 
+    async def places(self, action: Action) -> Placement:
+        """Where the step's environment stands; it cannot be placed anew while this run has its lease."""
+        key = action.detail.get("key")
+        return await placement_of(self.services, key) if key else self._here
+
     async def slots(self, key: str) -> Slots:
         """The slots of `{project}-{environment}`."""
         return await load_slots(self.store, *split_environment_key(key))
@@ -81,22 +84,37 @@ class Performer:
         return await change_slots(self.store, key, change, self.fence)
 
 
-# ── deploy ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @step("pull_image")
 async def pull_image(run: Performer, action: Action) -> Mapping[str, Any]:
-    """Have the image on the engine and know its digest."""
-    before = await run.drivers.images.find(action.detail["image"])
-    image = await run.drivers.images.pull(
-        action.detail["image"],
-        policy=action.detail["policy"],
-        progress=lambda fraction, text: run.report(action, fraction, text),
+    """Have the image on every engine and know its digest, which is the same on all of them."""
+    detail, apps = action.detail, (await run.places(action)).apps
+    first = await on_all(apps[:1], lambda place: _pull(run, action, place, detail["image"]))
+    image = first[0]
+    exact = pinned(detail["image"], image)
+    for other in await on_all(apps[1:], lambda place: _pull(run, action, place, exact)):
+        if other.image_id != image.image_id:
+            raise DriverRefused(
+                f"the app servers got different images for {detail['image']}: {image.image_id[:19]} and {other.image_id[:19]}",
+                hint="Use app servers of one processor architecture and one kind of engine, and an image from a registry.",
+            )
+    return {"imageId": image.image_id, "digest": image.digest, "reference": image.reference, "bytes": image.size_bytes}
+
+
+def pinned(reference: str, image: Image) -> str:
+    """The reference by which another engine gets the very same image; one that was only loaded here has no better name."""
+    return reference if image.digest == image.image_id else f"{image_parts(reference)[0]}@{image.digest}"
+
+
+async def _pull(run: Performer, action: Action, place: Place, reference: str) -> Image:
+    policy, images = action.detail["policy"], place.drivers.images
+    before = await images.find(reference)
+    image = await images.pull(
+        reference, policy=policy, progress=lambda fraction, text: run.report(action, fraction, text)
     )
     came = before is None or before.image_id != image.image_id
-    if came and action.detail["policy"] != "never":
+    if came and policy != "never":
         await remember_image(run.services, action.detail["project"], image)
-    return {"imageId": image.image_id, "digest": image.digest, "reference": image.reference, "bytes": image.size_bytes}
+    return image
 
 
 @step("empty_slot")
@@ -119,14 +137,18 @@ async def empty_slot(run: Performer, action: Action) -> Mapping[str, Any]:
 @step("remove_container")
 async def remove_container(run: Performer, action: Action) -> Mapping[str, Any]:
     """Stop and remove it, if it is there."""
-    await require_ours(run, action.detail["name"])
-    removed = await run.drivers.containers.remove(
-        action.detail["name"],
-        fence=run.fence.token,
-        stop_timeout_seconds=action.detail["stopTimeout"],
-        adopted=await adopted_id(run, action.detail.get("key"), action.detail["name"]),
-    )
-    return {"removed": removed}
+    adopted = await adopted_id(run, action.detail.get("key"), action.detail["name"])
+
+    async def remove(place: Place) -> bool:
+        await require_ours(run, place, action.detail["name"])
+        return await place.drivers.containers.remove(
+            action.detail["name"],
+            fence=run.fence.token,
+            stop_timeout_seconds=action.detail["stopTimeout"],
+            adopted=adopted,
+        )
+
+    return {"removed": any(await on_all((await run.places(action)).apps, remove))}
 
 
 async def adopted_id(run: Performer, key: str | None, name: str) -> str | None:
@@ -136,9 +158,9 @@ async def adopted_id(run: Performer, key: str | None, name: str) -> str | None:
     return next((one.adopted_id for one in records if f"{key}-{one.name}" == name), None)
 
 
-async def require_ours(run: Performer, name: str) -> None:
+async def require_ours(run: Performer, place: Place, name: str) -> None:
     """Raise DriverRefused when the container of that name belongs to another installation on the same engine."""
-    found = await run.drivers.containers.inspect(name)
+    found = await place.drivers.containers.inspect(name)
     if found is not None and found.labels.get(INSTALLATION, run.installation) != run.installation:
         raise DriverRefused(
             f"container {name} belongs to another installation on this engine",
@@ -149,10 +171,14 @@ async def require_ours(run: Performer, name: str) -> None:
 
 @step("start_container")
 async def start_container(run: Performer, action: Action) -> Mapping[str, Any]:
-    """Have exactly this container running, hardened, on its loopback port."""
+    """Have exactly this container running, hardened, on its own port."""
     spec, env_hash = container_spec(run, action.detail)
-    container = await run.drivers.containers.ensure(spec)
-    return {"containerId": container.container_id, "envHash": env_hash}
+    placement = await run.places(action)
+    made = await on_all(
+        placement.apps,
+        lambda place: place.drivers.containers.ensure(replace(spec, host_address=placement.published_at(place))),
+    )
+    return {"containerId": made[0].container_id, "envHash": env_hash}
 
 
 def container_spec(run: Performer, detail: Mapping[str, Any]) -> tuple[ContainerSpec, str | None]:
@@ -187,19 +213,31 @@ def container_spec(run: Performer, detail: Mapping[str, Any]) -> tuple[Container
 @step("check_health")
 async def check_health(run: Performer, action: Action) -> Mapping[str, Any]:
     """Wait until the release answers as it should."""
-    return {"path": None, "skipped": True} if action.detail["skip"] else await _wait_healthy(run, action)
+    return {"path": None, "skipped": True} if action.detail["skip"] else await healthy_everywhere(run, action)
 
 
-async def _wait_healthy(run: Performer, action: Action) -> Mapping[str, Any]:
-    detail = action.detail
-    return await wait_healthy(
-        run.drivers.containers,
-        run.drivers.prober,
-        detail["name"],
-        detail["port"],
-        HealthCheck.model_validate(detail["health"]),
-        lambda fraction, text: run.report(action, fraction, text),
-    )
+async def healthy_everywhere(run: Performer, action: Action) -> Mapping[str, Any]:
+    """On every app server. The path that the first one passed with is the one that is kept, and asked of the others."""
+    detail, health = action.detail, HealthCheck.model_validate(action.detail["health"])
+
+    async def wait(place: Place) -> Mapping[str, Any]:
+        return await wait_healthy(
+            place.drivers.containers,
+            place.drivers.prober,
+            detail["name"],
+            detail["port"],
+            health,
+            lambda fraction, text: run.report(action, fraction, text),
+        )
+
+    seen = await on_all((await run.places(action)).apps, wait)
+    paths = {one["path"] for one in seen}
+    if len(paths) > 1:
+        raise DriverRefused(
+            f"the app servers are healthy at different paths: {', '.join(sorted(paths))}",
+            hint="Set healthCheck.path to the one that counts.",
+        )
+    return seen[0]
 
 
 @step("record_release")
@@ -215,165 +253,3 @@ async def record_release(run: Performer, action: Action) -> Mapping[str, Any]:
 
     await run.change(action.detail["key"], record)
     return {}
-
-
-@step("publish_preview")
-async def publish_preview(run: Performer, action: Action) -> Mapping[str, Any]:
-    """See that the slot's preview address really answers; raises DriverRefused when it does not."""
-    slots = await run.slots(action.detail["key"])
-    slot = Slot(action.detail["slot"])
-    site = await site_of(run.store, run.services.settings, slots)
-    _prepare_flag(run, slots)
-    host = (site.blue_preview if slot is Slot.BLUE else site.green_preview) or ""
-    path = slots.record(slot).health_path or "/"
-    # The route is there but for once, so it is asked for together with what it leads to.
-    routed, answers = await asyncio.gather(run.drivers.proxy.has(site), _who_answers(run, slots.key, site, host, path))
-    if not routed:
-        if slots.adopted_route:
-            raise DriverRefused(
-                f"{slots.key} is served by the route of the earlier installation until its first promote",
-                hint="Promote: that puts our route in its place, and the preview addresses with it.",
-            )
-        await run.drivers.proxy.apply(upsert=[site])
-        answers = await _who_answers(run, slots.key, site, host, path)
-    preview, unseen = answers
-    if preview.status is None or preview.slot != slot.value:
-        raise DriverRefused(f"{host} does not reach slot {slot}: {_words(preview)}", hint="Run registry_check.")
-    if unseen is not None:
-        raise unseen
-    return {"previewUrl": url_of(run.services.settings, host)}
-
-
-async def _who_answers(
-    run: Performer, key: str, site: Site, preview: str, path: str
-) -> tuple[Answer, CodebError | None]:
-    """What the preview address answers, and what is wrong with who answers the public one."""
-    return await asyncio.gather(
-        run.drivers.prober.public(preview, path, timeout_seconds=5),
-        _problem_of(require_flags_seen(run.services, key, site.hosts[0], path)),
-    )
-
-
-# ── promote and rollback ────────────────────────────────────────────────────────────────────────────────────────
-
-
-@step("check_target")
-async def check_target(run: Performer, action: Action) -> Mapping[str, Any]:
-    """The container runs the deployed image and is healthy right now."""
-    await require_image(run.drivers.containers, action.detail["name"], action.detail["imageId"])
-    return await _wait_healthy(run, action)
-
-
-@step("ensure_route")
-async def ensure_route(run: Performer, action: Action) -> Mapping[str, Any]:
-    """The proxy has both slots of the environment; changes nothing when it has."""
-    slots = await run.slots(action.detail["key"])
-    _prepare_flag(run, slots)
-    site = await site_of(run.store, run.services.settings, slots)
-    changed = await ensure_site(run, site, take_over=bool(slots.adopted_route))
-    return {"changed": changed, "hosts": list(site.hosts)}
-
-
-def _prepare_flag(run: Performer, slots: Slots) -> None:
-    """An environment that never had traffic is switched off before its route exists, so that nothing unproven serves."""
-    if run.drivers.traffic.live(slots.key) is None:
-        run.drivers.traffic.switch(slots.key, slots.active_slot, fence=run.fence.token)
-
-
-async def ensure_site(run: Performer, site: Site, *, take_over: bool = False) -> bool:
-    """Have the site in the proxy; True when that took a change. `take_over`: see `Proxy.apply`."""
-    if await run.drivers.proxy.has(site):
-        return False
-    return await run.drivers.proxy.apply(upsert=[site], take_over=take_over)
-
-
-@step("check_flags")
-async def check_flags(run: Performer, action: Action) -> Mapping[str, Any]:
-    """The slot that is to get the traffic has none yet, so that its answer will prove the switch."""
-    await require_flags_seen(run.services, action.detail["key"], action.detail["host"], action.detail["path"])
-    return {}
-
-
-@step("switch_traffic")
-async def switch_traffic(run: Performer, action: Action) -> Mapping[str, Any]:
-    """One atomic rename of a flag file."""
-    slot = action.detail["slot"]
-    moved = run.drivers.traffic.switch(action.detail["key"], Slot(slot) if slot else None, fence=run.fence.token)
-    return {"moved": moved}
-
-
-@step("verify_public")
-async def verify_public(run: Performer, action: Action) -> Mapping[str, Any]:
-    """A request over each public host reached this slot, and its container runs the deployed image."""
-    detail = action.detail
-    async with asyncio.TaskGroup() as group:
-        image = group.create_task(_problem_of(require_image(run.drivers.containers, detail["name"], detail["imageId"])))
-        hosts = [group.create_task(_verify_host(run, host, detail)) for host in detail["hosts"]]
-    for problem in (image.result(), *(task.result() for task in hosts)):
-        if problem is not None:
-            raise problem
-    return {"hosts": list(detail["hosts"])}
-
-
-async def _problem_of(work: Awaitable[Any]) -> CodebError | None:
-    try:
-        await work
-    except CodebError as error:
-        return error
-    return None
-
-
-async def _verify_host(run: Performer, host: str, detail: Mapping[str, Any]) -> CodebError | None:
-    answer = Answer(None, problem="was not asked")
-    for left in reversed(range(VERIFY_TRIES)):
-        for path in detail["paths"]:
-            answer = await run.drivers.prober.public(host, path, timeout_seconds=5)
-            if answer.slot == detail["slot"] and answer.status in detail["expected"]:
-                return None
-        if left:
-            await asyncio.sleep(VERIFY_PAUSE_SECONDS)
-    return DriverRefused(
-        f"{host} did not reach slot {detail['slot']}: {_words(answer)}",
-        hint=advice(run.services.settings)
-        if answer.slot
-        else "See that the proxy is up and that no other site claims this host (registry_check).",
-        host=host,
-    )
-
-
-def _words(answer: Answer) -> str:
-    if answer.status is None:
-        return answer.problem or "no answer"
-    return f"status {answer.status} from {'slot ' + answer.slot if answer.slot else 'no slot of ours'}"
-
-
-@step("record_switch")
-async def record_switch(run: Performer, action: Action) -> Mapping[str, Any]:
-    """Write who is active and until when the former one stays warm."""
-    slot, now = Slot(action.detail["slot"]), run.drivers.clock.now()
-    grace = timedelta(hours=action.detail["graceHours"])
-
-    def record(slots: Slots) -> Slots:
-        return slots if slots.active_slot is slot else slots.promoted(slot, now, action.detail["by"], grace)
-
-    slots = await run.change(action.detail["key"], record)
-    former = slots.in_state(SlotState.GRACE)
-    ends = former.grace_expires_at if former else None
-    return {"graceExpiresAt": utc_text(ends) if ends else None}
-
-
-@step("drain")
-async def drain(run: Performer, action: Action) -> Mapping[str, Any]:
-    """Count the former slot's requests to zero, or to the deadline; `{inFlight, seconds, drained}`."""
-    port = action.detail["port"]
-    if port is None:
-        return {"inFlight": 0, "seconds": 0.0, "drained": True}
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    while True:
-        count = await run.drivers.proxy.in_flight(port) or 0
-        spent = loop.time() - started
-        if count == 0 or spent >= action.detail["seconds"]:
-            return {"inFlight": count, "seconds": round(spent, 3), "drained": count == 0}
-        run.report(action, None, f"{count} requests still run on port {port}")
-        await asyncio.sleep(DRAIN_PAUSE_SECONDS)

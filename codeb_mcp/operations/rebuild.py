@@ -6,13 +6,13 @@ Documents that can be read are never changed. A damaged one is put aside, not th
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from codeb_mcp.model.errors import RegistryDamaged
-from codeb_mcp.model.names import split_environment_key
+from codeb_mcp.model.errors import DeadlineExceeded, DriverUnavailable, RegistryDamaged
+from codeb_mcp.model.names import Slot, split_environment_key
 from codeb_mcp.model.project import all_ports
 from codeb_mcp.model.rebuild import Known, Remains, further_domains, slots_from_remains
 from codeb_mcp.model.slot import Slots
@@ -138,9 +138,18 @@ async def _from_world(services: Services, key: str, evidence: Evidence) -> dict[
     return None
 
 
+async def _live(evidence: Evidence, key: str) -> Slot | None:
+    """The slot that any proxy in front of the environment sends to."""
+    for place in evidence.places:
+        with contextlib.suppress(DriverUnavailable, DeadlineExceeded):
+            if (slot := await place.drivers.traffic.live(key)) is not None:
+                return slot
+    return None
+
+
 async def _slots(services: Services, key: str, evidence: Evidence, former: Slots | None) -> Slots:
     live, now, told = (
-        await asyncio.to_thread(services.drivers.traffic.live, key),
+        await _live(evidence, key),
         services.drivers.clock.now(),
         evidence.told(key),
     )

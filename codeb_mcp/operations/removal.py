@@ -30,6 +30,7 @@ from codeb_mcp.operations.database_state import entries_in
 from codeb_mcp.operations.domain_state import leaving_changes, project_domains
 from codeb_mcp.operations.environments import without_project
 from codeb_mcp.operations.perform import Performer, adopted_id, step
+from codeb_mcp.operations.places import HERE, Place, here, on_all, placement_for, places
 from codeb_mcp.operations.runs import Planned, RunView, planner
 from codeb_mcp.operations.state import find_slots, load_project, load_ssot
 from codeb_mcp.operations.streaming_plans import leaving_actions
@@ -96,7 +97,8 @@ async def plan_delete(services: Services, header: RunHeader) -> Planned:
     actions: list[Action] = []
     for environment in project.ports:
         key = environment_key(header.project, environment)
-        actions.append(Action("close_environment", "close_environment", {"key": key}, says=f"stop serving {key}"))
+        detail: dict[str, Any] = {"key": key}
+        actions.append(Action("close_environment", "close_environment", detail, says=f"stop serving {key}"))
     for environment in project.ports:
         key = environment_key(header.project, environment)
         for name in await _containers(services, header.project, environment):
@@ -106,7 +108,11 @@ async def plan_delete(services: Services, header: RunHeader) -> Planned:
             actions.append(
                 Action("discard_container", "remove_container", detail, deadline_seconds=30 + seconds, says=says)
             )
-    detail = {"project": header.project, "team": project.team_id, "environments": [one.value for one in project.ports]}
+    detail = {
+        "project": header.project, "team": project.team_id, "environments": [one.value for one in project.ports],
+        "fronts": {one.value: [place.key for place in (await placement_for(services, project.settings.of(one))).fronts]
+                   for one in project.ports},
+    }  # fmt: skip
     actions.append(Action("forget_project", "forget_project", detail, says="strike it from the registry"))
     steps = tuple(Step(replace(action, undo=True)) for action in actions)
     # A streaming server that is away keeps no project alive: what stays there is told.
@@ -147,10 +153,10 @@ async def _fence_of(run: Performer, key: str) -> AsyncIterator[int]:
 @step("close_environment")
 async def close_environment(run: Performer, action: Action) -> Mapping[str, Any]:
     """No traffic, no route."""
-    key = action.detail["key"]
+    key, fronts = action.detail["key"], (await run.places(action)).fronts
     async with _fence_of(run, key) as token:
-        run.drivers.traffic.switch(key, None, fence=token)
-    await run.drivers.proxy.apply(remove=[key])
+        await on_all(fronts, lambda place: place.drivers.traffic.switch(key, None, fence=token))
+    await on_all(fronts, lambda place: place.drivers.proxy.apply(remove=[key]))
     return {}
 
 
@@ -158,14 +164,15 @@ async def close_environment(run: Performer, action: Action) -> Mapping[str, Any]
 async def discard_container(run: Performer, action: Action) -> Mapping[str, Any]:
     """Stop and remove it, if it is there."""
     detail = action.detail
+    adopted = await adopted_id(run, detail["key"], detail["name"])
     async with _fence_of(run, detail["key"]) as token:
-        removed = await run.drivers.containers.remove(
-            detail["name"],
-            fence=token,
-            stop_timeout_seconds=detail["stopTimeout"],
-            adopted=await adopted_id(run, detail["key"], detail["name"]),
+        removed = await on_all(
+            (await run.places(action)).apps,
+            lambda place: place.drivers.containers.remove(
+                detail["name"], fence=token, stop_timeout_seconds=detail["stopTimeout"], adopted=adopted
+            ),
         )
-    return {"removed": removed}
+    return {"removed": any(removed)}
 
 
 @step("forget_project")
@@ -183,11 +190,23 @@ async def forget_project(run: Performer, action: Action) -> Mapping[str, Any]:
     else:
         raise Conflict("the registry kept changing", hint="Try again.")
     await run.services.registry.env.retire(project, run.drivers.clock.now())
-    for key in keys:
-        async with _fence_of(run, key) as token:
-            run.drivers.traffic.forget(key, fence=token)
-    await run.drivers.proxy.apply(remove=keys)  # until now housekeeping may have put the routes back
+    for environment, key in zip(action.detail["environments"], keys, strict=True):
+        # The project's settings are gone by now, so the plan says where it was.
+        fronts = await _named(run.services, action.detail.get("fronts", {}).get(environment, [HERE]))
+        await _forget_at(run, fronts, key)
     return {}
+
+
+async def _forget_at(run: Performer, fronts: Sequence[Place], key: str) -> None:
+    async with _fence_of(run, key) as token:
+        await on_all(fronts, lambda place: place.drivers.traffic.forget(key, fence=token))
+    # Until now housekeeping may have put the route back.
+    await on_all(fronts, lambda place: place.drivers.proxy.apply(remove=[key]))
+
+
+async def _named(services: Services, keys: Sequence[str]) -> tuple[Place, ...]:
+    beside = (here(services),) if HERE in keys else ()
+    return (*beside, *await places(services, [key for key in keys if key != HERE]))
 
 
 async def _struck(run: Performer, project: str, team: str, keys: Sequence[str]) -> list[Change]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -20,7 +21,9 @@ from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Request, Res
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.observe import drift
 from codeb_mcp.operations.ownership import callers_projects
-from codeb_mcp.operations.perform import Performer, container_spec, ensure_site, step
+from codeb_mcp.operations.perform import Performer, container_spec, step
+from codeb_mcp.operations.places import HERE, Place, here, on_all, placement_of, places
+from codeb_mcp.operations.routing import ensure_site
 from codeb_mcp.operations.runs import Planned, planner
 from codeb_mcp.operations.state import load_project, site_of
 from codeb_mcp.registry.entries import RunHeader
@@ -41,6 +44,7 @@ class DriftRow(Result):
     kind: str
     environment: str = Field(description="Environment key, {project}-{environment}")
     slot: str | None = None
+    server: str | None = Field(None, description="App server, where it is not the one beside the control plane")
     message: str
     repair: str = Field(description="What registry_repair would do; none: a person has to look")
     proposal: str
@@ -88,6 +92,7 @@ def _row(one: Drift) -> DriftRow:
         kind=one.kind,
         environment=one.key,
         slot=one.slot,
+        server=one.server or None,
         message=one.message,
         repair=one.repair.value,
         proposal=one.proposal,
@@ -146,6 +151,7 @@ class _RepairRun(RunRequest):
     repair: Repair
     slot: str | None = None
     subject: str = ""
+    server: str = ""
 
 
 async def _mend(ctx: Context, one: Drift) -> RepairRow:
@@ -158,6 +164,7 @@ async def _mend(ctx: Context, one: Drift) -> RepairRow:
             repair=one.repair,
             slot=one.slot,
             subject=one.subject,
+            server=one.server,
         )
         header = header_of(ctx, "repair", run, team=ctx.caller.team, seconds=REPAIR_SECONDS)
         view = await ctx.services.runs.start(header)
@@ -174,7 +181,9 @@ async def plan_repair(services: Services, header: RunHeader) -> Planned:
     """One step, of the kind that the difference proposed; raises Conflict when the difference is gone by now."""
     request = _RepairRun.model_validate(header.request)
     key = f"{header.project}-{header.environment}"
-    detail: dict[str, Any] = {"key": key, "slot": request.slot, "name": request.subject, "stopTimeout": 15}
+    detail: dict[str, Any] = {
+        "key": key, "slot": request.slot, "name": request.subject, "stopTimeout": 15, "server": request.server
+    }  # fmt: skip
     return Planned(Sequence((Step(Action("repair_" + request.repair, request.repair, detail, says=f"repair {key}")),)))
 
 
@@ -187,11 +196,20 @@ async def recreate(run: Performer, action: Action) -> Mapping[str, Any]:
     if record.state is SlotState.EMPTY or record.image_id is None:
         raise Conflict(f"slot {record.name} names no image", hint="Deploy again.")
     spec = await _spec_of(run, slots.project_name, slots.environment, record)
-    there = await run.drivers.containers.inspect(spec.name)
+    place = await _place(run, action)
+    containers = place.drivers.containers
+    spec = replace(spec, host_address=(await placement_of(run.services, slots.key)).published_at(place))
+    there = await containers.inspect(spec.name)
     if there is not None and there.host_ports and spec.host_port not in there.host_ports:
-        await run.drivers.containers.remove(spec.name, fence=run.fence.token)
-    await run.drivers.containers.ensure(spec)
+        await containers.remove(spec.name, fence=run.fence.token)
+    await containers.ensure(spec)
     return {}
+
+
+async def _place(run: Performer, action: Action) -> Place:
+    """The app server that the difference is on."""
+    key = action.detail.get("server") or HERE
+    return here(run.services) if key == HERE else (await places(run.services, [key]))[0]
 
 
 async def _spec_of(run: Performer, name: str, environment: Environment, record: Any) -> ContainerSpec:
@@ -209,22 +227,27 @@ async def _spec_of(run: Performer, name: str, environment: Environment, record: 
 @step("repair_remove_container")
 async def remove_stray(run: Performer, action: Action) -> Mapping[str, Any]:
     """Remove a container that the registry does not want; refuses one that by now is in a slot."""
-    name, key = action.detail["name"], action.detail["key"]
+    name, key, place = action.detail["name"], action.detail["key"], await _place(run, action)
     try:
         slots = await run.slots(key)
     except NotFound:
         slots = None
     for record in (slots.blue, slots.green) if slots else ():
-        if record.container_name == name and record.state is not SlotState.EMPTY:
+        if record.container_name == name and record.state is not SlotState.EMPTY and await _belongs(run, key, place):
             raise Conflict(f"{name} is in slot {record.name} by now", hint="Run registry_check again.")
-    return {"removed": await run.drivers.containers.remove(name, fence=run.fence.token)}
+    return {"removed": await place.drivers.containers.remove(name, fence=run.fence.token)}
+
+
+async def _belongs(run: Performer, key: str, place: Place) -> bool:
+    return place.key in {one.key for one in (await placement_of(run.services, key)).apps}
 
 
 @step("repair_empty_slot")
 async def empty_missing(run: Performer, action: Action) -> Mapping[str, Any]:
     """Mark a slot empty whose container is gone; refuses when the container is back or the slot is live."""
     slot, now = Slot(action.detail["slot"]), run.drivers.clock.now()
-    if await run.drivers.containers.inspect(action.detail["name"]) is not None:
+    apps = (await placement_of(run.services, action.detail["key"])).apps
+    if any(await on_all(apps, lambda place: place.drivers.containers.inspect(action.detail["name"]))):
         raise Conflict(f"{action.detail['name']} is there again", hint="Run registry_check again.")
     await run.change(action.detail["key"], lambda slots: slots.cleaned(slot, now))
     return {}
@@ -234,19 +257,22 @@ async def empty_missing(run: Performer, action: Action) -> Mapping[str, Any]:
 async def switch_back(run: Performer, action: Action) -> Mapping[str, Any]:
     """Send traffic where the registry says."""
     slots = await run.slots(action.detail["key"])
-    return {"moved": run.drivers.traffic.switch(slots.key, slots.active_slot, fence=run.fence.token)}
+    traffic = (await _place(run, action)).drivers.traffic
+    return {"moved": await traffic.switch(slots.key, slots.active_slot, fence=run.fence.token)}
 
 
 @step("repair_apply_route")
 async def apply_route(run: Performer, action: Action) -> Mapping[str, Any]:
     """Write the site into the proxy."""
     slots = await run.slots(action.detail["key"])
-    if run.drivers.traffic.live(slots.key) is None:
-        run.drivers.traffic.switch(slots.key, slots.active_slot, fence=run.fence.token)
-    return {"changed": await ensure_site(run, await site_of(run.store, run.services.settings, slots))}
+    place = await _place(run, action)
+    if await place.drivers.traffic.live(slots.key) is None:
+        await place.drivers.traffic.switch(slots.key, slots.active_slot, fence=run.fence.token)
+    return {"changed": await ensure_site(place, await site_of(run.store, run.services.settings, slots))}
 
 
 @step("repair_remove_route")
 async def remove_route(run: Performer, action: Action) -> Mapping[str, Any]:
     """Take a site out of the proxy that the registry does not know."""
-    return {"changed": await run.drivers.proxy.apply(remove=[action.detail["key"]])}
+    place = await _place(run, action)
+    return {"changed": await place.drivers.proxy.apply(remove=[action.detail["key"]])}

@@ -9,8 +9,10 @@ from typing import Any
 from codeb_mcp.model.errors import CodebError, Conflict
 from codeb_mcp.model.names import Environment, Slot, lease_name
 from codeb_mcp.model.project import EnvironmentSettings, public_host
+from codeb_mcp.model.routes import Site
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.operations.context import Services
+from codeb_mcp.operations.places import Place, on_all, placement_of
 from codeb_mcp.operations.state import find_slots, site_of
 from codeb_mcp.settings import Settings
 
@@ -93,12 +95,16 @@ def _hosts(settings: Settings, name: str, entry: Mapping[str, Any]) -> Iterator[
         yield environment, public_host(name, environment, own, settings.base_domain)
 
 
-def require_without_traffic(services: Services, slots: Slots, slot: Slot) -> None:
+async def require_without_traffic(services: Services, slots: Slots, slot: Slot) -> None:
     """Raise Conflict when traffic goes to the slot although the registry says otherwise: what serves is never replaced or
     removed on the word of a record alone."""
-    if services.drivers.traffic.live(slots.key) is slot and slots.active_slot is not slot:
+    fronts = (await placement_of(services, slots.key)).fronts
+    live = await on_all(fronts, lambda place: place.drivers.traffic.live(slots.key))
+    if slot in live and slots.active_slot is not slot:
+        where = fronts[live.index(slot)]
+        on = f" on {where.named}" if where.key else ""
         raise Conflict(
-            f"traffic of {slots.key} goes to slot {slot}, which the registry does not know as active",
+            f"traffic of {slots.key} goes to slot {slot}{on}, which the registry does not know as active",
             hint="Run registry_check and mend the difference with registry_repair first.",
             slot=slot.value,
         )
@@ -107,16 +113,20 @@ def require_without_traffic(services: Services, slots: Slots, slot: Slot) -> Non
 async def publish_routes(services: Services, project: str, environments: Sequence[Environment]) -> list[str]:
     """Get the environments into the proxy now; answers warnings when that has to wait. Housekeeping, deploy and promote
     see to it again, so an unreachable proxy does not undo what the registry has."""
-    sites = []
+    sites: dict[str, tuple[Place, list[Site]]] = {}
     try:
         for environment in environments:
             slots = await find_slots(services.store, project, environment)
             if slots is None:
                 continue
             await ensure_flag(services, slots)
-            sites.append(await site_of(services.store, services.settings, slots))
-        if sites:
-            await services.drivers.proxy.apply(upsert=sites)
+            site = await site_of(services.store, services.settings, slots)
+            for place in (await placement_of(services, slots.key)).fronts:
+                sites.setdefault(place.key, (place, []))[1].append(site)
+        await on_all(
+            [place for place, _ in sites.values()],
+            lambda place: place.drivers.proxy.apply(upsert=sites[place.key][1]),
+        )
     except CodebError as error:
         return [f"the proxy does not serve the addresses yet ({error.message}); it is tried again by itself"]
     return []
@@ -128,15 +138,29 @@ async def ensure_flag(services: Services, slots: Slots) -> None:
     Takes the environment's lease for it, since flags believe only the newest fence; raises LockHeld while a run has it
     (which sees to the flag itself).
     """
-    traffic = services.drivers.traffic
-    known = traffic.live(slots.key) is not None or slots.key in set(traffic.keys())
-    if known:
+    fronts = (await placement_of(services, slots.key)).fronts
+    known = await on_all(fronts, lambda place: _knows(place, slots.key))
+    if all(known):
         return
     lease = await services.store.acquire(lease_name(slots.project_name, slots.environment), "routes")
     try:
         if (
             await find_slots(services.store, slots.project_name, slots.environment) is not None
         ):  # else deleted meanwhile
-            traffic.switch(slots.key, slots.active_slot, fence=lease.token)
+            new = [place for place, there in zip(fronts, known, strict=True) if not there]
+            await on_all(
+                new, lambda place: place.drivers.traffic.switch(slots.key, slots.active_slot, fence=lease.token)
+            )
     finally:
         await services.store.release(lease)
+
+
+async def _knows(place: Place, key: str) -> bool:
+    return await place.drivers.traffic.live(key) is not None or key in await place.drivers.traffic.keys()
+
+
+async def ensure_site(place: Place, site: Site, *, take_over: bool = False) -> bool:
+    """Have the site in the place's proxy; True when that took a change. `take_over`: see `Proxy.apply`."""
+    if await place.drivers.proxy.has(site):
+        return False
+    return await place.drivers.proxy.apply(upsert=[site], take_over=take_over)

@@ -148,7 +148,7 @@ async def plan_cleanup(services: Services, header: RunHeader) -> Planned:
     request = SlotCleanupRequest.model_validate(header.request)
     slots = await load_slots(services.store, request.project_name, request.environment)
     record = _to_clean(slots, services, force=request.force)
-    require_without_traffic(services, slots, record.name)
+    await require_without_traffic(services, slots, record.name)
     project = await load_project(services.store, request.project_name)
     machine = retirement(
         slots.key,

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from codeb_mcp.model.domains import PENDING, domains_in
 from codeb_mcp.model.errors import NotFound, RegistryDamaged
 from codeb_mcp.model.names import Environment, Slot, environment_key
-from codeb_mcp.model.project import Project, preview_host, public_host
+from codeb_mcp.model.project import EnvironmentSettings, Project, preview_host, public_host
 from codeb_mcp.model.routes import Site
+from codeb_mcp.model.server import entries_of
 from codeb_mcp.model.slot import Slots
 from codeb_mcp.registry.store import Document, Fence, StateStore, update
 from codeb_mcp.settings import Settings
@@ -139,6 +140,7 @@ async def change_slots(
 
 async def site_of(store: StateStore, settings: Settings, slots: Slots) -> Site:
     """The environment as the proxy should have it: chosen or default host, further domains, preview names, ports."""
+    ssot = await load_ssot(store)
     project = await load_project(store, slots.project_name)
     stored = await store.get(f"domains/{slots.project_name}")
     more = [
@@ -157,7 +159,16 @@ async def site_of(store: StateStore, settings: Settings, slots: Slots) -> Site:
         blue_preview=preview_host(slots.project_name, slots.environment, Slot.BLUE, preview),
         green_preview=preview_host(slots.project_name, slots.environment, Slot.GREEN, preview),
         security_headers=environment.security_headers,
+        addresses=_upstreams(ssot, environment),
     )
+
+
+def _upstreams(ssot: Document, environment: EnvironmentSettings) -> tuple[str, ...]:
+    """Where the proxy finds the slots: beside it, unless it is the edge in front of several app servers."""
+    if not environment.edge or not environment.servers:
+        return ("127.0.0.1",)
+    servers = entries_of(ssot)
+    return tuple(str(servers[key]["host"]) for key in environment.servers if key in servers)
 
 
 async def proven_hosts(store: StateStore, settings: Settings, slots: Slots, site: Site) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ async def fill(services: Services, sites: int) -> None:
     await services.store.commit([Change("ssot", {**stored.doc, "projects": projects}, stored.version)])
     for slots in wanted:
         await services.store.commit([Change(f"slots/{slots.key}", slots.dump(), 0)])
-        services.drivers.traffic.switch(slots.key, None, fence=0)
+        await services.drivers.traffic.switch(slots.key, None, fence=0)
     await services.drivers.proxy.apply(upsert=[await site_of(services.store, services.settings, one) for one in wanted])
 
 

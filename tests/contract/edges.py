@@ -12,9 +12,9 @@ import aiohttp
 from codeb_mcp.drivers.caddy import CaddyProxy
 from codeb_mcp.drivers.caddy_config import Tls
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
-from codeb_mcp.drivers.flags import FlagTraffic
+from codeb_mcp.drivers.flags import Flags, FlagTraffic
 from codeb_mcp.drivers.probe import HttpProber
-from codeb_mcp.drivers.protocols import Answer, Prober, Proxy, Traffic
+from codeb_mcp.drivers.protocols import Answer, Prober, Proxy
 from codeb_mcp.model.names import Slot
 from codeb_mcp.model.routes import Site
 from tests.lab.caddy import CaddyServer
@@ -41,7 +41,7 @@ class FakeCase:
     edge: FakeEdge = field(default_factory=FakeEdge)
 
     def __post_init__(self) -> None:
-        self.traffic: Traffic = FakeTraffic(self.edge)
+        self.traffic: Flags = FakeTraffic(self.edge)
         self.prober: Prober = FakeProber(self.edge)
 
     def proxy(self) -> Proxy:
@@ -80,7 +80,7 @@ class RealCase:
         self.server = server
         self.ports = ports
         self.tls = tls
-        self.traffic: Traffic = FlagTraffic(server.flags)
+        self.traffic: Flags = FlagTraffic(server.flags)
         self.prober: Prober = HttpProber(port=server.port, tls=tls)
         self.upstreams: dict[int, Upstream] = {}
         self._stack = contextlib.AsyncExitStack()

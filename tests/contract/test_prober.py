@@ -193,29 +193,29 @@ def test_no_unverified_tls_beyond_loopback() -> None:
 @pytest.mark.parametrize(
     ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.9"), (socket.AF_INET6, "::1")]
 )
-def test_a_listening_port_is_seen_on_any_address_and_a_bound_one_is_not(
+async def test_a_listening_port_is_seen_on_any_address_and_a_bound_one_is_not(
     ports: FreePorts, family: socket.AddressFamily, address: str
 ) -> None:
     port, kernel = ports(), KernelPorts()
-    assert port not in kernel.listening()
+    assert port not in await kernel.listening()
     with socket.socket(family) as taken:
         taken.bind((address, port))
-        assert port not in kernel.listening()
+        assert port not in await kernel.listening()
         taken.listen()
-        assert port in kernel.listening()
-    assert port not in kernel.listening()
+        assert port in await kernel.listening()
+    assert port not in await kernel.listening()
 
 
-def test_a_kernel_that_shows_nothing_is_not_taken_for_free_ports(tmp_path: Path) -> None:
+async def test_a_kernel_that_shows_nothing_is_not_taken_for_free_ports(tmp_path: Path) -> None:
     with pytest.raises(DriverUnavailable):
-        KernelPorts(tmp_path).listening()
+        await KernelPorts(tmp_path).listening()
 
 
-def test_a_host_without_ipv6_still_shows_its_ports(tmp_path: Path) -> None:
+async def test_a_host_without_ipv6_still_shows_its_ports(tmp_path: Path) -> None:
     (tmp_path / "tcp").write_text(
         "head\n  0: 0100007F:0FA0 00000000:0000 0A 0 0\n  1: 0100007F:0FA1 0100007F:1 01 0 0\n"
     )
-    assert KernelPorts(tmp_path).listening() == {4000}
+    assert await KernelPorts(tmp_path).listening() == {4000}
 
 
 def test_the_clock_is_aware_and_does_not_go_back() -> None:

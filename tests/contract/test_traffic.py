@@ -19,9 +19,8 @@ import pytest
 
 from codeb_mcp.drivers.caddy_config import Tls
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeTraffic
-from codeb_mcp.drivers.flags import FlagTraffic
+from codeb_mcp.drivers.flags import Flags, FlagTraffic
 from codeb_mcp.drivers.probe import HttpProber
-from codeb_mcp.drivers.protocols import Traffic
 from codeb_mcp.model.errors import DriverRefused, InvalidRequest, LeaseLost, LockHeld
 from codeb_mcp.model.names import Slot
 from codeb_mcp.model.routes import Site
@@ -33,7 +32,7 @@ SLOTS: tuple[Slot | None, ...] = (Slot.BLUE, Slot.GREEN, None)
 
 
 @pytest.fixture(params=["fake", "flags"])
-def traffic(request: pytest.FixtureRequest, tmp_path: Path) -> Traffic:
+def traffic(request: pytest.FixtureRequest, tmp_path: Path) -> Flags:
     """The fake and the real one."""
     return FakeTraffic(FakeEdge()) if request.param == "fake" else FlagTraffic(tmp_path / "flags")
 
@@ -41,7 +40,7 @@ def traffic(request: pytest.FixtureRequest, tmp_path: Path) -> Traffic:
 # --- every traffic
 
 
-def test_an_unknown_environment_is_not_live(traffic: Traffic) -> None:
+def test_an_unknown_environment_is_not_live(traffic: Flags) -> None:
     assert traffic.live(KEY) is None
     assert traffic.keys() == []
     traffic.forget(KEY, fence=1)
@@ -49,7 +48,7 @@ def test_an_unknown_environment_is_not_live(traffic: Traffic) -> None:
 
 @pytest.mark.parametrize(("start", "end"), [*product(SLOTS, SLOTS)])
 def test_a_switch_arrives_from_everywhere_and_repeating_it_moves_nothing(
-    traffic: Traffic, start: Slot | None, end: Slot | None
+    traffic: Flags, start: Slot | None, end: Slot | None
 ) -> None:
     assert traffic.switch(KEY, start, fence=1)
     assert traffic.live(KEY) is start
@@ -59,7 +58,7 @@ def test_a_switch_arrives_from_everywhere_and_repeating_it_moves_nothing(
     assert traffic.keys() == [KEY]
 
 
-def test_an_older_fence_is_refused_and_changes_nothing(traffic: Traffic) -> None:
+def test_an_older_fence_is_refused_and_changes_nothing(traffic: Flags) -> None:
     traffic.switch(KEY, Slot.GREEN, fence=7)
     for call in (lambda: traffic.switch(KEY, Slot.BLUE, fence=6), lambda: traffic.forget(KEY, fence=6)):
         with pytest.raises(LeaseLost):
@@ -69,7 +68,7 @@ def test_an_older_fence_is_refused_and_changes_nothing(traffic: Traffic) -> None
     assert traffic.switch("other-production", Slot.BLUE, fence=1)
 
 
-def test_a_forgotten_environment_is_gone_but_a_late_writer_stays_out(traffic: Traffic) -> None:
+def test_a_forgotten_environment_is_gone_but_a_late_writer_stays_out(traffic: Flags) -> None:
     traffic.switch(KEY, Slot.GREEN, fence=7)
     traffic.forget(KEY, fence=8)
     assert traffic.live(KEY) is None

@@ -22,6 +22,7 @@ from codeb_mcp.drivers.clock import SystemClock
 from codeb_mcp.drivers.fake_names import FakeNames, FakeOutside, FakeWorld
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
 from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
+from codeb_mcp.drivers.flags import LocalTraffic
 from codeb_mcp.drivers.github import GitHubPullRequests
 from codeb_mcp.drivers.inspect import SocketInspector
 from codeb_mcp.drivers.ssh import SshHosts
@@ -34,6 +35,7 @@ from codeb_mcp.operations.keys import KeyRing, NewKey, issue, with_key
 from codeb_mcp.operations.setup import initialise
 from codeb_mcp.registry.store import update
 from codeb_mcp.settings import Server, Settings
+from tests.lab.app_servers import FakeAppServers
 
 START_SECONDS = 20
 IMPATIENT = {"deadlineSeconds": 1, "intervalSeconds": 0.2}
@@ -43,7 +45,7 @@ PATIENT = {"deadlineSeconds": 60, "intervalSeconds": 0.2}
 class NoPorts:
     """Nothing listens on this host, so that ports are the same in every run."""
 
-    def listening(self) -> frozenset[int]:
+    async def listening(self) -> frozenset[int]:
         """See `Ports.listening`."""
         return frozenset()
 
@@ -55,11 +57,12 @@ def fake_drivers(engine: FakeEngine, edge: FakeEdge) -> Drivers:
         containers=FakeContainers(engine),
         images=FakeImages(engine),
         proxy=FakeProxy(edge),
-        traffic=FakeTraffic(edge),
+        traffic=LocalTraffic(FakeTraffic(edge)),
         prober=FakeProber(edge),
         ports=NoPorts(),
         clock=SystemClock(),
         hosts=SshHosts(),
+        app_servers=FakeAppServers(),
         inspect=SocketInspector(),
         pull_requests=GitHubPullRequests("http://127.0.0.1:9", None),
         names=FakeNames(dns),

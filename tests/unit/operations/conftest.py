@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from codeb_mcp.operations import perform, runner
+from codeb_mcp.operations import runner, switching
 from tests.unit.operations.world import World, initialised
 
 
@@ -15,8 +15,8 @@ from tests.unit.operations.world import World, initialised
 def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried again is tried again soon; how often stays as it is."""
     monkeypatch.setattr(runner, "UNDO_PAUSE_SECONDS", 0.005)
-    monkeypatch.setattr(perform, "VERIFY_PAUSE_SECONDS", 0.005)
-    monkeypatch.setattr(perform, "DRAIN_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(switching, "VERIFY_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(switching, "DRAIN_PAUSE_SECONDS", 0.005)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import structlog
 from codeb_mcp.drivers.fake_names import FakeNames, FakeOutside, FakeWorld
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
 from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
+from codeb_mcp.drivers.flags import LocalTraffic
 from codeb_mcp.drivers.github import GitHubPullRequests
 from codeb_mcp.drivers.inspect import SocketInspector
 from codeb_mcp.drivers.ssh import SshHosts
@@ -36,6 +37,7 @@ from codeb_mcp.registry.files import FileStore
 from codeb_mcp.registry.journal import Journals
 from codeb_mcp.registry.limits import RateLimiter
 from codeb_mcp.settings import Settings
+from tests.lab.app_servers import FakeAppServers
 
 WAIT_SECONDS = 20.0
 T = TypeVar("T")
@@ -77,7 +79,7 @@ class PortsInUse:
 
     ports: set[int] = field(default_factory=set)
 
-    def listening(self) -> frozenset[int]:
+    async def listening(self) -> frozenset[int]:
         """See `Ports.listening`."""
         return frozenset(self.ports)
 
@@ -105,6 +107,7 @@ class World:
         self.dns = FakeWorld()
         self.engine = FakeEngine(apps=self.edge.apps)
         self.ports = PortsInUse()
+        self.app_servers = FakeAppServers()
         self.min_free_bytes = 1 << 30
         self.logged = structlog.testing.LogCapture()
         self.settings = Settings.model_validate(
@@ -133,11 +136,12 @@ class World:
             containers=FakeContainers(self.engine),
             images=FakeImages(self.engine, min_free_bytes=self.min_free_bytes),
             proxy=FakeProxy(self.edge),
-            traffic=FakeTraffic(self.edge),
+            traffic=LocalTraffic(FakeTraffic(self.edge)),
             prober=FakeProber(self.edge),
             ports=self.ports,
             clock=self.clock,
             hosts=SshHosts(),
+            app_servers=self.app_servers,
             inspect=SocketInspector(),
             pull_requests=GitHubPullRequests("http://127.0.0.1:9", None),
             names=FakeNames(self.dns),

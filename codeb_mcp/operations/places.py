@@ -1,0 +1,149 @@
+"""Where an environment stands: the app servers that run its slots, and the proxies in front of them.
+
+Without a word in the settings that is the app server beside the control plane. Several app servers each have a proxy of
+their own, or share the one beside the control plane as their edge. What a step does, it does on all of them at once; it is
+done when all have done it, and its failure names the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from codeb_mcp.model.errors import CodebError, Conflict, NotFound, from_code
+from codeb_mcp.model.names import split_environment_key
+from codeb_mcp.model.project import EnvironmentSettings
+from codeb_mcp.model.server import Server, ServerRole, entries_of
+from codeb_mcp.operations.context import AppServer, Services
+from codeb_mcp.operations.servers import load_servers, parse_server
+from codeb_mcp.operations.state import load_project, load_ssot
+from codeb_mcp.registry.store import Document
+
+T = TypeVar("T")
+HERE = ""
+"""The name of the app server beside the control plane, where one is needed."""
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One app server. `key` is its name in the inventory, `HERE` for the one beside the control plane; `address` is where it
+    publishes slots for an edge in front of it."""
+
+    key: str
+    drivers: AppServer
+    address: str = LOOPBACK
+
+    @property
+    def named(self) -> str:
+        """For messages."""
+        return f"server {self.key}" if self.key else "this machine"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """`apps` run the slots, `fronts` have the proxies that send requests to them."""
+
+    apps: tuple[Place, ...]
+    fronts: tuple[Place, ...]
+    edge: bool = False
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the proxies find the slots."""
+        return tuple(place.address for place in self.apps) if self.edge else (LOOPBACK,)
+
+    def published_at(self, place: Place) -> str:
+        """The address on which a place publishes its slots."""
+        return place.address if self.edge else LOOPBACK
+
+    @property
+    def all(self) -> tuple[Place, ...]:
+        """Every place once."""
+        return tuple({place.key: place for place in (*self.apps, *self.fronts)}.values())
+
+
+def here(services: Services) -> Place:
+    """The app server beside the control plane."""
+    return Place(HERE, services.drivers)
+
+
+async def placement_of(services: Services, key: str) -> Placement:
+    """Where the environment `{project}-{environment}` stands. Raises NotFound for a project or server that is not there."""
+    project, environment = split_environment_key(key)
+    return await placement_for(services, (await load_project(services.store, project)).settings.of(environment))
+
+
+async def placement_for(services: Services, settings: EnvironmentSettings) -> Placement:
+    """Where an environment with these settings stands."""
+    beside = here(services)
+    if not settings.servers:
+        return Placement((beside,), (beside,))
+    apps = await places(services, settings.servers)
+    return Placement(apps, (beside,) if settings.edge else apps, settings.edge)
+
+
+async def places(services: Services, keys: Iterable[str]) -> tuple[Place, ...]:
+    """The app servers of these names; raises NotFound or Conflict for one that cannot run releases."""
+    servers = await load_servers(services.store)
+    return tuple(_place(services, key, servers) for key in keys)
+
+
+async def every_place(services: Services) -> tuple[Place, ...]:
+    """The one beside the control plane and all application servers of the inventory that can be reached over SSH."""
+    return await places_in(services, await load_ssot(services.store))
+
+
+async def places_in(services: Services, ssot: Document) -> tuple[Place, ...]:
+    """See `every_place`, by that document."""
+    entries = entries_of(ssot)
+    servers = {key: parse_server(key, entries[key]) for key in sorted(entries)}
+    usable = [key for key, one in servers.items() if one.role is ServerRole.APPLICATION and one.usable]
+    found = [here(services), *(_place(services, key, servers) for key in usable)]
+    return tuple({place.key: place for place in found}.values())
+
+
+def _place(services: Services, key: str, servers: dict[str, Server]) -> Place:
+    server = servers.get(key)
+    if server is None:
+        known = ", ".join(servers) or "none"
+        hint = f"The inventory has: {known}. Add it with server_add."
+        raise NotFound(f"there is no server {key}", hint=hint, server=key)
+    if server.role is not ServerRole.APPLICATION:
+        raise Conflict(
+            f"server {key} has the role {server.role}, not application",
+            hint="Place environments on app servers only; server_list shows them.",
+            server=key,
+        )
+    if server.connection == "local":
+        return Place(HERE, services.drivers, server.host)
+    return Place(key, services.drivers.app_servers.at(key, server), server.host)
+
+
+async def on_all(where: Sequence[Place], work: Callable[[Place], Awaitable[T]]) -> list[T]:
+    """`work` done on all places at once, answers in their order. One that fails does not keep the others from ending; then
+    the first failure is raised, naming its server and how many others failed."""
+    if len(where) == 1 and not where[0].key:
+        return [await work(where[0])]
+    done = await asyncio.gather(*(work(place) for place in where), return_exceptions=True)
+    failed = [(place, one) for place, one in zip(where, done, strict=True) if isinstance(one, BaseException)]
+    strange = next((one for _, one in failed if not isinstance(one, CodebError)), None)
+    if strange is not None:
+        raise strange
+    if failed:
+        place, error = failed[0]
+        raise _told(place, error, [other.key or "this machine" for other, _ in failed[1:]])
+    return [one for one in done if not isinstance(one, BaseException)]
+
+
+def _told(place: Place, error: BaseException, others: list[str]) -> BaseException:
+    """The same error with the server's name in its words."""
+    if not isinstance(error, CodebError) or not place.key:
+        return error
+    said = error.message if place.key in error.message else f"{place.named}: {error.message}"
+    more = {"alsoFailed": others} if others else {}
+    told = from_code(error.code, said, hint=error.hint, **{**error.detail, "server": place.key, **more})
+    told.__cause__ = error
+    return told
