@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from codeb_mcp.model.access import Role
-from codeb_mcp.model.centrifugo import SECRET_NAMES
+from codeb_mcp.model.centrifugo import SECRET_NAMES, initial_text
 from codeb_mcp.model.errors import CodebError, Conflict, DriverUnavailable
 from codeb_mcp.operations.streaming_state import way_to
 from tests.e2e.streaming_world import LIVE, CutAt, StreamingWorld, centrifugo_on, installation, listened, token
@@ -92,6 +92,14 @@ async def test_a_client_with_a_token_of_the_variables_hears_what_the_app_publish
     assert other == {"connection": "connected", "subscription": "disconnected 3500"}
     nowhere = await as_client(server, values, "nowhere:news")
     assert nowhere == {"connection": "connected", "subscription": "unsubscribed 102"}
+
+
+async def test_the_first_configuration_passes_centrifugos_strict_check(server: LabCentrifugo) -> None:
+    path = f"{server.folder}/first.json"
+    text = initial_text(allowed_origins=["https://*.example.com"])
+    server.lab.exec(server.host, "tee", path, stdin=text.encode())
+    done = server.lab.exec(server.host, server.program, "checkconfig", "-s", "-c", path, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 async def test_again_changes_nothing_at_all(far: StreamingWorld, server: LabCentrifugo, unique: str) -> None:
