@@ -65,7 +65,7 @@ class EnvSetRequest(EnvChangeRequest):
 
     values: EnvValues = Field(description="Name to value, as text; values are never shown again")
     overwrite_protected: bool = Field(
-        False, description="Also change DATABASE_URL, REDIS_URL and POSTGRES_* that the first version has"
+        False, description="Also change DATABASE_URL, REDIS_URL and POSTGRES_* of a data store or of the first version"
     )
     allow_placeholders: bool = Field(False, description="Take values that look as if nobody had filled them in")
 

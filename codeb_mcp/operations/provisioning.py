@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -20,7 +21,7 @@ from codeb_mcp.model.env import is_protected
 from codeb_mcp.model.errors import ERRORS, CodebError, InvalidRequest
 from codeb_mcp.model.names import Domain, Environment, ProjectName
 from codeb_mcp.operations.catalog import CATALOG, Request, Result
-from codeb_mcp.operations.context import Context
+from codeb_mcp.operations.context import Context, Event, Progress
 from codeb_mcp.operations.database_plans import require_able
 from codeb_mcp.operations.database_state import Which, way_to
 from codeb_mcp.operations.database_work import new_password, reserve
@@ -169,6 +170,7 @@ def _domain_request(request: ProvisionRequest, domain: str) -> DomainSetupReques
 
 async def grant(ctx: Context, request: ProvisionRequest) -> list[Granted]:
     """Make what is wanted and not there yet. What fails is told in its row; the other wishes are granted all the same."""
+    ctx = replace(ctx, progress=in_a_row(ctx.progress))
     rows: list[Granted] = []
     stores = stores_of(request)
     for environment in dict.fromkeys(request.environments):
@@ -176,6 +178,18 @@ async def grant(ctx: Context, request: ProvisionRequest) -> list[Granted]:
     if request.domain is not None:
         rows.append(await _domain(ctx, _domain_request(request, request.domain)))
     return rows
+
+
+def in_a_row(tell: Progress) -> Progress:
+    """News of runs that follow each other as those of one: the steps of each are counted on from the former one's."""
+    totals: dict[str, int] = {}
+
+    def hear(event: Event) -> None:
+        totals[event.operation_id] = event.total
+        before = sum(total for run_id, total in totals.items() if run_id != event.operation_id)
+        tell(replace(event, position=before + event.position, total=before + event.total))
+
+    return hear
 
 
 def first_failure(rows: Sequence[Granted]) -> int:

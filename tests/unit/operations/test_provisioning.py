@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from codeb_mcp.model.access import Role
+from codeb_mcp.operations.context import Event
+from codeb_mcp.operations.provisioning import in_a_row
 from codeb_mcp.operations.state import load_ssot
 from codeb_mcp.registry.store import update
 from codeb_mcp.settings import DnsSettings
@@ -227,3 +229,12 @@ async def test_a_wish_that_fails_leaves_the_project_and_says_what_to_do(world: W
     assert (await world.call("database_list"))["data"] == [], "nothing was reserved for a server that does not answer"
     state = await world.services.registry.env.snapshot("worb", "production")
     assert b"DATABASE_URL" not in (state.current or b""), "no variable leads to what is not there"
+
+
+def test_the_steps_of_runs_in_a_row_are_counted_on() -> None:
+    heard: list[tuple[int, int]] = []
+    tell = in_a_row(lambda event: heard.append((event.position, event.total)))
+    for run in ("op_1", "op_2", "op_3"):
+        for position in (1, 2):
+            tell(Event(run, "make", "started", position, 2))
+    assert heard == [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (6, 6)]
