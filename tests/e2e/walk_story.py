@@ -18,7 +18,7 @@ import pyrage
 import pytest
 
 from codeb_mcp.registry.env_history import values_of
-from tests.lab import factory, units
+from tests.lab import factory
 from tests.lab.apart import CHECKOUT, NewHosts, new_hosts
 from tests.lab.host_disk import _facts, _walk
 from tests.lab.store_images import HostRegistry, _docker
@@ -33,10 +33,11 @@ BY_NATURE = {
     "app:/opt/codeb/registry/operations/": "every run has its journal",
     "app:/opt/codeb/run/": "how often each key called, and what may vanish",
     "app:/var/lib/docker": "logs of containers; their ids and images are compared instead",
+    "backup:/var/lib/prometheus/": "what it measures",
     "storage:/var/lib/postgresql/": "the server's own bookkeeping, and visits; roles and schemas are compared instead",
 }
-"""What is left out of the comparison of all disks, and why; `/var/log`, `/tmp` and `/run` belong to no installation."""
-UNCOMPARED = ("/var/log/", "/tmp/", "/run/", "/var/cache/")
+"""What is left out of the comparison of all disks, and why; logs, caches, `/tmp`, `/run` and systemd's own notes belong to no installation."""
+UNCOMPARED = ("/var/log/", "/tmp/", "/run/", "/var/cache/", "/var/lib/systemd/", "/var/tmp/")
 
 
 def blocks() -> list[tuple[list[str], str]]:
@@ -95,17 +96,13 @@ class Reader:
         return f"--server-key {found[1]} {found[2]} {said.split()[1]}"
 
     def reboot(self, host: str) -> None:
-        """Power off and on; then what is enabled starts."""
+        """Power off and on: systemd starts what is enabled. The registry of images is not the installation's."""
         self.lab.kill(host)
         self.lab.boot(host)
+        self.lab.power_on(host)
         self.registry.start()
-        engine = self.lab.start_engine(host)
         if not self.lab.exec(host, "ls", "/srv/images/data", check=False).stdout:
-            self.registry.push("acme/worb:v1", engine)
-        for unit in ("codeb-firewall.service", "caddy-api.service", "codeb.service"):
-            units.start(self.lab, host, unit)
-        if self.centrifugo:  # started by the set-up, where systemd runs
-            units.start(self.lab, "streaming", "centrifugo.service")
+            self.registry.push("acme/worb:v1", self.lab.engine(host))
 
     def ask(self, host: str, *words: str) -> str:
         """What a command in a host says, asked as root and not by the document."""
@@ -207,6 +204,9 @@ def test_the_control_plane_runs_as_its_unit_says_and_its_log_is_rotated(reader: 
     assert json.loads(reader.ask("app", "curl", "-fs", "http://127.0.0.1:9101/health"))["status"] == "healthy"
     assert reader.ask("app", "ps", "-o", "user=", "-C", "codeb").split() == ["codeb"]
     assert reader.ask("app", "ps", "-o", "user=", "-C", "caddy").split() == ["caddy"]
+    for unit in ("codeb", "caddy-api", "codeb-housekeeping.timer", "codeb-firewall", "docker"):
+        assert reader.ask("app", "systemctl", "is-active", unit).strip() == "active"
+    reader.ask("app", "systemctl", "start", "codeb-housekeeping")
     reader.lab.exec("app", "sh", "-c", f"echo last line >> {log}; logrotate --force /etc/logrotate.d/codeb")
     assert "last line" in reader.ask("app", "zcat", f"{log}.1.gz")
     assert "last line" not in reader.ask("app", "cat", log)
@@ -233,7 +233,8 @@ def test_the_same_again_changes_nothing(reader: Reader) -> None:
 
 def test_the_table_of_the_guide(reader: Reader) -> None:
     lab = reader.lab
-    engine = lab.start_engine("storage")
+    lab.exec("storage", "systemctl", "start", "docker")
+    engine = lab.engine("storage")
     lab.exec("storage", "usermod", "-aG", "docker", "codeb")
     with HostRegistry(lab, "storage", 5001) as registry:
         images = {kind: registry.image(kind, engine) for kind in ("postgres", "redis")}

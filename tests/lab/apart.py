@@ -11,8 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.lab.daemons import cache_folder, program, wait_until
-from tests.lab.engine import Engine
+from tests.lab.daemons import LabError, cache_folder, program, wait_until
 from tests.lab.hosts import FOLDER, LabHosts
 
 INSIDE = 'mount -t tmpfs -o mode=755 run /run && mkdir -p /run/lock && ip link set lo up && exec "$@"'
@@ -20,20 +19,75 @@ CONTROL_GROUP, WHEELS = "CODEB_LAB_CONTROL_GROUP", "CODEB_LAB_WHEELS"
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-class NewHosts(LabHosts):
-    """Five hosts as they come from the factory. With the process that made them they are gone."""
+SYSTEMD = "/lib/systemd/systemd"
+POWER_ON = r"""
+set -e
+group=$1; cd /sys/fs/cgroup
+join() { mkdir -p "$1/$group"; for f in cpuset.cpus cpuset.mems; do [ ! -e "$1/$f" ] || cat "$1/$f" > "$1/$group/$f"; done
+  echo $$ > "$1/$group/cgroup.procs"; }
+if [ -e cgroup.controllers ]; then join .; else for one in */; do [ ! -e "$one/cgroup.procs" ] || join "${one%/}"; done; fi
+cd /
+exec setsid unshare --cgroup --pid --fork --mount --mount-proc --kill-child sh -c '
+  set -e; top=/sys/fs/cgroup
+  if [ -e $top/cgroup.controllers ]; then umount $top; mount -t cgroup2 none $top
+  else names=$(cd $top; for one in */cgroup.procs; do echo "${one%/*}"; done); mount -t tmpfs none $top
+    for one in $names; do mkdir $top/$one; case $one in
+      systemd) mount -t cgroup -o none,name=systemd none $top/$one;; unified) mount -t cgroup2 none $top/$one;;
+      *) mount -t cgroup -o $one none $top/$one;; esac; done; fi
+  mount -t tmpfs -o mode=755 run /run; mkdir -p /run/lock
+  exec env -i container=lab PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin '"$2"' --system' >/var/log/boot 2>&1 </dev/null &
+"""
+"""Starts systemd as the first process of a process tree of its own, with control groups of its own."""
 
-    def start_engine(self, host: str) -> str:
-        """See `LabHosts.start_engine`; its containers do not meet those of the shared lab's hosts."""
-        engine = Engine(f"unix://{self.root(host)}/run/docker.sock", "")
-        if not engine.answers():
-            group = f"/{os.environ[CONTROL_GROUP]}-{host}"
-            self.exec(
-                host, "sh", "-c", "setsid dockerd --cgroup-parent $0 >>/var/log/dockerd.log 2>&1 </dev/null &", group
-            )
-            log = self.root(host) / "var/log/dockerd.log"
-            wait_until(engine.answers, 30, f"the engine of {host} does not come up", log=log)
-        return engine.host.removeprefix("unix://")
+
+MAKE_ROOM = r"""
+cp -a /etc/ssh/sshd_config /run/kept; echo "Port 2022" >> /etc/ssh/sshd_config; kill -HUP $(pgrep -o -x sshd)
+for i in $(seq 500); do ! bash -c ': </dev/tcp/127.0.0.1/2022' 2>/dev/null || break; sleep 0.01; done
+cp -a /run/kept /etc/ssh/sshd_config
+"""
+
+
+class NewHosts(LabHosts):
+    """Five hosts as they come from the factory, which `power_on` makes whole servers: systemd starts what is enabled. With
+    the process that made them they are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first: dict[str, int] = {}
+
+    def power_on(self, host: str) -> None:
+        """Boot systemd. The sshd that every lab host has makes room for the server's own."""
+        self.exec(host, "sh", "-c", MAKE_ROOM)
+        self.exec(host, "sh", "-c", POWER_ON, "boot", f"{os.environ[CONTROL_GROUP]}-{host}", SYSTEMD)
+        wait_until(lambda: self._found(host), 20, f"{host} has no systemd", log=self.root(host) / "var/log/boot")
+        self.exec(host, "systemctl", "is-system-running", "--wait", check=False)
+        failed = self.exec(host, "systemctl", "--failed", "--no-legend").stdout.decode()
+        if failed:
+            raise LabError(f"{host}: {failed}")
+        self.wait_ready(host)
+
+    def _found(self, host: str) -> bool:
+        """Whether systemd is up, as its private socket shows."""
+        names = os.readlink(f"/proc/{self.pid(host)}/ns/uts")
+        for path in Path("/proc").glob("[0-9]*/comm"):
+            with contextlib.suppress(OSError):
+                there = path.read_text(encoding="utf-8") == "systemd\n" and os.readlink(path.parent / "ns/uts") == names
+                if there and (path.parent / "root/run/systemd/private").exists():
+                    self._first[host] = int(path.parent.name)
+                    return True
+        return False
+
+    def kill(self, host: str) -> None:
+        """See `LabHosts.kill`."""
+        self._first.pop(host, None)
+        super().kill(host)
+
+    def _running(self, host: str) -> int:
+        return self._first.get(host) or super()._running(host)
+
+    def engine(self, host: str) -> str:
+        """The socket of the host's engine as the machine sees it."""
+        return f"{self.root(host)}/run/docker.sock"
 
 
 def new_hosts() -> NewHosts:

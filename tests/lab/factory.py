@@ -23,6 +23,20 @@ from tests.lab.store_images import _docker, _folder, _libraries, _text
 ZONE = "example.com"
 NAME_SERVER = "spare"
 REGISTRY_PORT = 5000
+SERVICES: dict[str, tuple[str, ...]] = {
+    "app": ("docker", "containerd", "caddy"),
+    "streaming": (),
+    "storage": ("postgresql", "redis-server"),
+    "backup": ("prometheus",),
+}
+"""What the packages of each server's role start by themselves: on the machine all of them are installed."""
+AS_DELIVERED = r"""
+set -e
+rm -rf /etc/systemd/system/*.target.wants /etc/docker/daemon.json /etc/apt/sources.list.d/*
+systemctl -q enable ssh "$@"
+systemctl -q mask getty.target systemd-sysctl systemd-modules-load systemd-remount-fs systemd-networkd-wait-online
+"""
+"""Only its own services start, and none that changes the machine's kernel."""
 APP = """#!/bin/sh
 echo "Content-Type: text/plain"; echo
 echo "$GREETING"
@@ -37,12 +51,17 @@ END
 
 def furnish(lab: NewHosts) -> str:
     """Have all hosts as they come; answers the secret by which the name server's zone is updated."""
-    for host in ("app", "streaming", "storage", "backup"):
+    for host, services in SERVICES.items():
         lab.exec(host, "sh", "-c", f"echo 'nameserver {lab.inner_address(NAME_SERVER)}' > /etc/resolv.conf")
         lab.exec(host, "userdel", "-r", "codeb")
-        lab.exec(host, "sh", "-c", "rm -f /etc/apt/sources.list.d/* /etc/docker/daemon.json")
-    _data_servers(lab)
+        lab.exec(host, "sh", "-c", AS_DELIVERED, "x", *services)
+    lab.exec("app", "install", "-d", "-o", "caddy", "-g", "caddy", "/var/lib/caddy")
+    lab.exec("storage", "install", "-d", "-o", "redis", "-g", "redis", "/var/lib/redis")
+    lab.exec("storage", "install", "-d", "-o", "postgres", "-g", "postgres", "/var/lib/postgresql", "/etc/postgresql")
+    lab.exec("storage", "pg_createcluster", "15", "main")
     _checkout(lab)
+    for host in SERVICES:
+        lab.power_on(host)
     return _name_server(lab)
 
 
@@ -53,22 +72,6 @@ def deliver_centrifugo(lab: NewHosts) -> bool:
         return False
     shutil.copy(named, lab.root("streaming") / "root/centrifugo")
     return True
-
-
-def _data_servers(lab: NewHosts) -> None:
-    """What the packages' own scripts do when they are installed where systemd runs."""
-    lab.exec("app", "install", "-d", "-o", "caddy", "-g", "caddy", "/var/lib/caddy")
-    lab.exec("app", "sh", "-c", "systemctl -q enable caddy docker; systemctl -q disable caddy-api")
-    lab.exec("storage", "install", "-d", "-o", "postgres", "-g", "postgres", "/var/lib/postgresql", "/etc/postgresql")
-    lab.exec("storage", "sh", "-c", "pg_createcluster 15 main && pg_ctlcluster 15 main start")
-    lab.exec("storage", "sh", "-c", "redis-server --daemonize yes --bind 127.0.0.1 --dir /run --save ''")
-    words = "--storage.tsdb.path=/run/prometheus --web.listen-address=127.0.0.1:9090"
-    lab.exec(
-        "backup",
-        "sh",
-        "-c",
-        f"setsid prometheus --config.file=/etc/prometheus/prometheus.yml {words} >/dev/null 2>&1 &",
-    )
 
 
 def _checkout(lab: NewHosts) -> None:
