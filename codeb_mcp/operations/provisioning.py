@@ -23,7 +23,7 @@ from codeb_mcp.model.names import Domain, Environment, ProjectName
 from codeb_mcp.operations.catalog import CATALOG, Request, Result
 from codeb_mcp.operations.context import Context, Event, Progress
 from codeb_mcp.operations.database_plans import require_able
-from codeb_mcp.operations.database_state import Which, way_to
+from codeb_mcp.operations.database_state import Which, entry_in, way_to
 from codeb_mcp.operations.database_work import new_password, reserve
 from codeb_mcp.operations.databases import DatabaseCreateRequest, StoreChoice, database_create, prospect
 from codeb_mcp.operations.domains import DomainSetupRequest, domain_setup, require_settable
@@ -85,7 +85,7 @@ async def require_possible(ctx: Context, request: ProvisionRequest, present: Col
     _require_rights(ctx, request)
     _require_environments(request, present)
     _require_fitting(request)
-    for store in stores_of(request):
+    for store in await _as_they_are(ctx, stores_of(request)):
         await prospect(ctx, store)
     if request.streaming:
         await _require_streaming(ctx, request)
@@ -105,6 +105,18 @@ def stores_of(request: ProvisionRequest) -> list[DatabaseCreateRequest]:
             found.append(
                 DatabaseCreateRequest(project_name=request.project_name, environment=environment, kind=kind, **said)
             )
+    return found
+
+
+async def _as_they_are(ctx: Context, stores: Sequence[DatabaseCreateRequest]) -> list[DatabaseCreateRequest]:
+    """The wishes with the placement of stores that are there, where none was asked for: just to have one is no wish for
+    another one."""
+    ssot, found = await load_ssot(ctx.store), []
+    for store in stores:
+        entry = entry_in(ssot, Which(store.project_name, store.environment, store.kind))
+        if entry is not None and "placement" not in store.model_fields_set:
+            store = store.model_copy(update={"placement": entry.placement})
+        found.append(store)
     return found
 
 
@@ -172,7 +184,7 @@ async def grant(ctx: Context, request: ProvisionRequest) -> list[Granted]:
     """Make what is wanted and not there yet. What fails is told in its row; the other wishes are granted all the same."""
     ctx = replace(ctx, progress=in_a_row(ctx.progress))
     rows: list[Granted] = []
-    stores = stores_of(request)
+    stores = await _as_they_are(ctx, stores_of(request))
     for environment in dict.fromkeys(request.environments):
         rows += await _grant_in(ctx, request, environment, [one for one in stores if one.environment is environment])
     if request.domain is not None:

@@ -97,7 +97,13 @@ async def test_the_table_of_the_guide_is_made_by_asking_for_it(far: StoreWorld, 
         wishes = own if name == "da-rak" else {}
         said = await far.world.call("project_create", projectName=name, environments=environments, **wishes)
         assert {row["outcome"] for row in said["provisioned"]} <= {"made"}, said["provisioned"]
-    assert len((await far.ssot())["projects"]["da-rak"]["databases"]["production"]) == 2
+    plain: dict[str, Any] = {"database": True, "redis": True}
+    for asked in (own, plain):
+        again = await far.world.call("project_create", projectName="da-rak", environments=["production"], **asked)
+        assert [row["outcome"] for row in again["provisioned"]] == ["present", "present"]
+    await far.world.refused(
+        "conflict", "project_create", projectName="da-rak", environments=["production"], redis={"placement": "shared"}
+    )
     ssot = await far.ssot()
     pairs = {
         f"{name} {environment}": (pair["blue"], pair["green"])
