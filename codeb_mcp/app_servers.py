@@ -17,6 +17,7 @@ from codeb_mcp.drivers.docker_images import DockerImages
 from codeb_mcp.drivers.host_flags import HostTraffic
 from codeb_mcp.drivers.hosts import Host, Hosts
 from codeb_mcp.drivers.kernel import HostPorts
+from codeb_mcp.drivers.outside import NetworkOutside, from_file, the_systems
 from codeb_mcp.drivers.probe import Authority, HttpProber
 from codeb_mcp.model.errors import Conflict
 from codeb_mcp.model.server import Server
@@ -78,6 +79,9 @@ class _Assembly:
             traffic=HostTraffic(self.host, str(self.own.flags or self.settings.traffic)),
             prober=self._prober(),
             ports=HostPorts(self.host),
+            outside=NetworkOutside(
+                self._public(), http_port=self.settings.proxy.http_port, authority=self._authority() or the_systems
+            ),
         )
 
     def _engine(self) -> EngineApi:
@@ -125,16 +129,21 @@ class _Assembly:
         )
 
     def _prober(self) -> HttpProber:
-        proxy = self.settings.proxy
-        public = self.own.public or f"{self.server.host}:{proxy.public.rpartition(':')[2]}"
-        address, _, port = public.rpartition(":")
-        authority: Authority | None = None
-        if proxy.tls == "internal":
-            authority = internal_root(self.own.admin, locate=self._admin_socket)
+        address, _, port = self._public().rpartition(":")
         return HttpProber(
             address=address.strip("[]"),
             port=int(port),
-            tls=proxy.tls,
-            authority=proxy.root_certificate if authority is None else authority,
+            tls=self.settings.proxy.tls,
+            authority=self._authority(),
             locate=self.host.socket,
         )
+
+    def _public(self) -> str:
+        return self.own.public or f"{self.server.host}:{self.settings.proxy.public.rpartition(':')[2]}"
+
+    def _authority(self) -> Authority | None:
+        """Whom to believe at its front door; None for the system's authorities."""
+        proxy = self.settings.proxy
+        if proxy.root_certificate is not None:
+            return from_file(proxy.root_certificate)
+        return internal_root(self.own.admin, locate=self._admin_socket) if proxy.tls == "internal" else None

@@ -44,12 +44,18 @@ class Docker(_Section):
     min_free_mb: int = Field(1024, ge=0)
 
 
+def _plain_address(value: str) -> str:
+    return str(ip_address(value))
+
+
 class AppServerSettings(_Section):
     """What is otherwise on an app server of the inventory than it is usual, as that server sees it. `flags`: where its proxy
-    looks for the flag files, the same folder as here if not given; `public`: where requests for public names arrive, by
+    looks for the flag files, the same folder as here if not given; `addresses`: where visitors reach its proxy, its own
+    address if not given; `public`: where requests for public names arrive, by
     default the server's address and the port of `proxy.public`; `tls`: folder with the client's `ca.pem`, `cert.pem` and
     `key.pem` for an engine at a tcp address."""
 
+    addresses: tuple[Annotated[str, AfterValidator(_plain_address)], ...] = Field((), max_length=8)
     admin: str = Field("http://127.0.0.1:2019", pattern=r"^(unix:///|http://)[!-~]{1,200}$")
     engine_socket: str = Field("/var/run/docker.sock", pattern=r"^/[!-~]{1,100}$")
     flags: Path | None = None
@@ -71,10 +77,6 @@ class ProxySettings(_Section):
     acme_root: Path | None = None
     acme_email: str | None = Field(None, pattern=r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,190}$")
     acme_names: tuple[Domain, ...] = ("letsencrypt.org",)
-
-
-def _plain_address(value: str) -> str:
-    return str(ip_address(value))
 
 
 def _server_address(value: str) -> str:

@@ -31,6 +31,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 SETTINGS_MARKS = ("<!-- settings: written by codeb_mcp.faces.docs -->", "<!-- end of settings -->")
 
 SAMPLES: Mapping[str, Any] = {
+    "servers": ["app-1", "app-2"],
     "projectName": "shop",
     "image": "ghcr.io/acme/shop:v2",
     "operationId": "op_01a208fb5b20a6e0",

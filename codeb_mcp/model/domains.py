@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from codeb_mcp.model.names import Environment
+from codeb_mcp.model.names import Environment, environment_key
 
 PROOF_PATH = "/.well-known/codeb-proof"
 """Where our proxy shows over plain HTTP that it is ours."""
@@ -29,6 +29,11 @@ class Domain:
     problems: tuple[str, ...] = ()
     added_at: str | None = None
     checked_at: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Its environment, `{project}-{environment}`."""
+        return environment_key(self.project, self.environment)
 
 
 def domain_of(entry: Mapping[str, Any], project: str) -> Domain:

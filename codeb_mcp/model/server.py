@@ -109,3 +109,11 @@ def entries_of(ssot: Mapping[str, Any]) -> Mapping[str, Any]:
     """The inventory of the document `ssot`, unparsed."""
     servers = ssot.get("servers", {})
     return servers if isinstance(servers, Mapping) else {}
+
+
+def plain_addresses(host: str) -> tuple[str, ...]:
+    """The host if it is an IP address; a name says nothing about where it leads."""
+    try:
+        return (str(ipaddress.ip_address(host)),)
+    except ValueError:
+        return ()

@@ -50,7 +50,8 @@ def unheard(event: Event) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AppServer:
-    """All that a release is run with on one app server: its engine, its proxy with the flags, its ports."""
+    """All that a release is run with on one app server: its engine, its proxy with the flags, its ports, and its
+    front door as strangers find it."""
 
     containers: Containers
     images: Images
@@ -58,6 +59,7 @@ class AppServer:
     traffic: Traffic
     prober: Prober
     ports: Ports
+    outside: Outside
 
 
 class AppServers(Protocol):
@@ -83,7 +85,6 @@ class Drivers(AppServer):
     app_servers: AppServers
     inspect: Inspector
     names: Names
-    outside: Outside
     pull_requests: PullRequests
     stores: Stores = field(default_factory=Stores)
 

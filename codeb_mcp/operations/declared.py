@@ -17,6 +17,7 @@ MODULES = (
     "health",
     "logs",
     "members",
+    "placing",
     "ports",
     "previews",
     "projects",

@@ -92,7 +92,8 @@ async def domain_verify(ctx: Context, request: DomainRequest) -> DomainVerifyRes
     """
     services = ctx.services
     domain = await find_domain(ctx, request, changes=False)
-    found = await preflight(services, domain.name)
+    fronts = (await placement_of(services, domain.key)).fronts
+    found = await preflight(services, domain.name, fronts)
     problems = found.all_problems(domain.name)
     checks = [_check("dns", problems, f"leads to {', '.join(found.addresses) or 'nowhere'}")]
     checks.append(await _route_check(services, domain))
@@ -113,7 +114,7 @@ def _check(name: str, problems: Sequence[str], fine: str) -> DomainCheck:
 
 
 async def _route_check(services: Services, domain: Domain) -> DomainCheck:
-    key = f"{domain.project}-{domain.environment}"
+    key = domain.key
     try:
         fronts = (await placement_of(services, key)).fronts
         every = await on_all(fronts, lambda place: place.drivers.proxy.routes())
@@ -130,15 +131,16 @@ async def _route_check(services: Services, domain: Domain) -> DomainCheck:
 
 async def _certificate_check(services: Services, domain: Domain) -> DomainCheck:
     try:
-        served = await services.drivers.outside.certificate(domain.name)
+        fronts = (await placement_of(services, domain.key)).fronts
+        served = await on_all(fronts, lambda place: place.drivers.outside.certificate(domain.name))
     except CodebError as error:
         return DomainCheck(name="certificate", status="failed" if domain.routed else "waiting", message=error.message)
-    return _check("certificate", [served.problem] if not served.trusted else [], f"from {served.issuer}")
+    return _check("certificate", [one.problem for one in served if not one.trusted], f"from {served[0].issuer}")
 
 
 async def _visit(services: Services, domain: Domain) -> DomainCheck:
     """A request for the domain through the public listener reaches the slot that is live."""
-    key = f"{domain.project}-{domain.environment}"
+    key = domain.key
     front = (await placement_of(services, key)).fronts[0]
     answer = await front.drivers.prober.public(domain.name, "/", timeout_seconds=PROBE_SECONDS)
     live = await front.drivers.traffic.live(key)
@@ -183,7 +185,8 @@ async def ssl_status(ctx: Context, request: DomainRequest) -> SslResult:
         said = f"{domain.name} is served without TLS: proxy.tls is off"
         return SslResult(data=SslData(domain=domain.name, ssl="off"), message=said)
     try:
-        served = await services.drivers.outside.certificate(domain.name)
+        front = (await placement_of(services, domain.key)).fronts[0]
+        served = await front.drivers.outside.certificate(domain.name)
     except CodebError as error:
         data = SslData(domain=domain.name, ssl="pending", problem=error.message)
         return SslResult(data=data, message=f"{domain.name} has no certificate yet: {error.message}")

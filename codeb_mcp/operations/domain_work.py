@@ -19,7 +19,7 @@ from codeb_mcp.model.names import lease_name, split_environment_key
 from codeb_mcp.model.times import utc_text
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.domain_state import all_domains, domain_lease, forget, leaving, note, project_domains
-from codeb_mcp.operations.places import Place, every_place, on_all, placement_of
+from codeb_mcp.operations.places import Place, every_place, here, on_all, placement_of
 from codeb_mcp.operations.routing import ensure_flag, ensure_site
 from codeb_mcp.operations.state import find_slots, site_of
 from codeb_mcp.settings import DnsZone, Settings
@@ -58,24 +58,26 @@ async def write_records(services: Services, domain: Domain) -> bool:
     zone = zoned(services.settings, domain.name, domain.provider)
     if zone.provider == "manual" or zone.name is None:
         return False
-    if not services.settings.dns.addresses:
+    addresses = (await placement_of(services, domain.key)).public
+    if not addresses:
         raise DriverRefused(
             "dns.addresses is not set", hint="Say in the settings at which addresses the proxy is reached."
         )
-    wish = Wish(domain.name, await owner_of(services, domain.project), services.settings.dns.addresses)
+    wish = Wish(domain.name, await owner_of(services, domain.project), addresses)
     return await ensure_records(services.drivers.names.zone(zone.name), wish)
 
 
 # ── preflight ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def preflight(services: Services, name: str) -> Preflight:
-    """What the world says about the name now. Never raises: what cannot be found out is a problem like any other.
+async def preflight(services: Services, name: str, fronts: Sequence[Place]) -> Preflight:
+    """What the world says about the name now, which is to lead to these proxies. Never raises: what cannot be found out is a
+    problem like any other.
 
     The way over plain HTTP and CAA count only where an authority outside is going to look at them.
     """
     names, settings = services.drivers.names, services.settings
-    ours = settings.dns.addresses
+    ours = tuple(dict.fromkeys(address for place in fronts for address in place.public))
     found = await asyncio.gather(*(_asked(names.lookup(name, kind)) for kind in ("A", "AAAA")))
     addresses = tuple(one for values, _ in found for one in values)
     problems = [problem for _, problem in found if problem]
@@ -85,7 +87,7 @@ async def preflight(services: Services, name: str) -> Preflight:
     if settings.proxy.tls != "acme" or not result.pointing:
         return result
     caa, problem = await _caa(services, name)
-    unreachable = await _unreachable(services, addresses)
+    unreachable = await _unreachable(services, fronts, addresses)
     return replace(result, caa=caa, unreachable=unreachable, problems=(problem,) if problem else ())
 
 
@@ -104,11 +106,13 @@ async def _caa(services: Services, name: str) -> tuple[str | None, str]:
     return caa_problem(records, services.settings.proxy.acme_names), ""
 
 
-async def _unreachable(services: Services, addresses: Sequence[str]) -> tuple[tuple[str, str], ...]:
+async def _unreachable(
+    services: Services, fronts: Sequence[Place], addresses: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
     """Addresses at which a question over plain HTTP does not come to this very proxy, and why."""
     proof = await proof_of(services)
     try:
-        await services.drivers.proxy.prove(proof)
+        await on_all(fronts, lambda place: place.drivers.proxy.prove(proof))
     except CodebError as error:
         return tuple((address, error.message) for address in addresses)
     answers = await asyncio.gather(*(services.drivers.outside.knock(one, PROOF_PATH) for one in addresses))
@@ -131,7 +135,7 @@ async def require_certifiable(services: Services, name: str | None) -> None:
         return
     if any(one.name == name and one.routed for one in await all_domains(services.store)):
         return
-    problems = (await preflight(services, name)).all_problems(name)
+    problems = (await preflight(services, name, (here(services),))).all_problems(name)
     if problems:
         raise Conflict(
             f"{name} cannot get a certificate yet: {problems[0]}",
@@ -166,14 +170,15 @@ async def bring_into_place(services: Services, domain: Domain, *, wait_seconds: 
         if error.code not in _UNCERTAIN:
             raise
         problems.append(error.message)
-    found = await preflight(services, domain.name)
+    fronts = (await placement_of(services, domain.key)).fronts
+    found = await preflight(services, domain.name, fronts)
     problems += found.all_problems(domain.name)
     if not domain.routed and (services.settings.proxy.tls != "acme" or not problems):
         domain, problem = await _route(services, domain)
         problems += [problem] if problem else []
     certificate = False
     if domain.routed and services.settings.proxy.tls != "off":
-        certificate, problem = await _certified(services, domain.name, wait_seconds)
+        certificate, problem = await _certified(fronts, domain.name, wait_seconds)
         problems += [problem] if problem else []
     status: Status = ACTIVE if domain.routed and not problems else PENDING
     said = {
@@ -223,13 +228,14 @@ async def publish(services: Services, domain: Domain, *, extra: tuple[str, ...] 
         await on_all(fronts, lambda place: place.drivers.proxy.apply(remove=[site.key]))
 
 
-async def _certified(services: Services, name: str, wait_seconds: float) -> tuple[bool, str]:
+async def _certified(fronts: Sequence[Place], name: str, wait_seconds: float) -> tuple[bool, str]:
     loop = asyncio.get_running_loop()
     end = loop.time() + wait_seconds
     while True:
         try:
-            served = await services.drivers.outside.certificate(name)
-            return True, "" if served.trusted else f"its certificate is not trusted: {served.problem}"
+            served = await on_all(fronts, lambda place: place.drivers.outside.certificate(name))
+            distrusted = next((one for one in served if not one.trusted), None)
+            return True, f"its certificate is not trusted: {distrusted.problem}" if distrusted else ""
         except CodebError as error:
             problem = error.message
         if loop.time() >= end:
@@ -251,7 +257,7 @@ async def withdraw(services: Services, domain: Domain) -> None:
 
 
 async def _unroute(services: Services, domain: Domain) -> None:
-    key = f"{domain.project}-{domain.environment}"
+    key = domain.key
     there = await find_slots(services.store, domain.project, domain.environment) is not None
     fronts = (await placement_of(services, key)).fronts if there else await every_place(services)
     await on_all(fronts, lambda place: _unroute_at(services, place, domain))

@@ -28,6 +28,7 @@ from codeb_mcp.operations.domain_work import (
     zoned,
 )
 from codeb_mcp.operations.ownership import callers_projects, require_scope
+from codeb_mcp.operations.places import placement_of
 from codeb_mcp.operations.routing import Owner, require_free_domain
 from codeb_mcp.operations.state import find_slots, load_project, load_ssot, url_of
 from codeb_mcp.registry.store import Document
@@ -206,7 +207,7 @@ def _set_up(services: Services, found: Found, *, created: bool) -> DomainResult:
 def domain_data(services: Services, found: Found, status: str | None = None) -> DomainData:
     domain, settings = found.domain, services.settings
     zone = zoned(settings, domain.name, domain.provider)
-    wanted = [address_record(domain.name, address) for address in settings.dns.addresses]
+    wanted = [address_record(domain.name, address) for address in found.preflight.ours]
     held = set(found.preflight.addresses)
     ssl = "off" if settings.proxy.tls == "off" else "active" if found.certificate else "pending"
     return DomainData(
@@ -238,6 +239,7 @@ async def domain_delete(ctx: Context, request: DomainDeleteRequest) -> DomainRes
     """
     services = ctx.services
     domain = await find_domain(ctx, request, changes=True)
+    fronts = (await placement_of(services, domain.key)).fronts
     async with domain_lease(services, domain.name, wait=True):
         await release(services, domain)
         problems: tuple[str, ...] = ()
@@ -247,7 +249,7 @@ async def domain_delete(ctx: Context, request: DomainDeleteRequest) -> DomainRes
         except CodebError as error:
             problems = (error.message,)
     status = "deleting" if problems else "deleted"
-    seen = Found(domain, await preflight(services, domain.name), problems, certificate=False)
+    seen = Found(domain, await preflight(services, domain.name, fronts), problems, certificate=False)
     data = domain_data(services, seen, status).model_copy(update={"ssl": "off"})
     end = f"; still to do: {problems[0]}" if problems else ""
     return DomainResult(data=data, message=f"{domain.name} no longer belongs to {domain.project}{end}")

@@ -30,10 +30,11 @@ async def ports_in_use(services: Services, servers: Iterable[str] = ()) -> set[i
     """Ports that the kernel or any container, running or not, holds on the app servers of these names, or on the one beside
     the control plane. A port that our own registry gave away counts there, not here."""
     where = await places(services, servers) or (here(services),)
-    return set().union(*await on_all(where, _held))
+    return set().union(*await on_all(where, ports_held))
 
 
-async def _held(place: Place) -> set[int]:
+async def ports_held(place: Place) -> set[int]:
+    """Ports that something on that app server holds."""
     containers = await place.drivers.containers.list(managed=False)
     return set(await place.drivers.ports.listening()) | {port for one in containers for port in one.host_ports}
 

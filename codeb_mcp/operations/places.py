@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from codeb_mcp.model.errors import CodebError, Conflict, NotFound, from_code
 from codeb_mcp.model.names import split_environment_key
 from codeb_mcp.model.project import EnvironmentSettings
-from codeb_mcp.model.server import Server, ServerRole, entries_of
+from codeb_mcp.model.server import Server, ServerRole, entries_of, plain_addresses
 from codeb_mcp.operations.context import AppServer, Services
 from codeb_mcp.operations.servers import load_servers, parse_server
 from codeb_mcp.operations.state import load_project, load_ssot
 from codeb_mcp.registry.store import Document
+from codeb_mcp.settings import AppServerSettings
 
 T = TypeVar("T")
 HERE = ""
@@ -30,11 +31,12 @@ LOOPBACK = "127.0.0.1"
 @dataclass(frozen=True, slots=True)
 class Place:
     """One app server. `key` is its name in the inventory, `HERE` for the one beside the control plane; `address` is where it
-    publishes slots for an edge in front of it."""
+    publishes slots for an edge in front of it, `public` are the addresses at which visitors reach its proxy."""
 
     key: str
     drivers: AppServer
     address: str = LOOPBACK
+    public: tuple[str, ...] = ()
 
     @property
     def named(self) -> str:
@@ -60,6 +62,11 @@ class Placement:
         return place.address if self.edge else LOOPBACK
 
     @property
+    def public(self) -> tuple[str, ...]:
+        """Where visitors reach the proxies: what names have to lead to."""
+        return tuple(dict.fromkeys(address for place in self.fronts for address in place.public))
+
+    @property
     def all(self) -> tuple[Place, ...]:
         """Every place once."""
         return tuple({place.key: place for place in (*self.apps, *self.fronts)}.values())
@@ -67,7 +74,7 @@ class Placement:
 
 def here(services: Services) -> Place:
     """The app server beside the control plane."""
-    return Place(HERE, services.drivers)
+    return Place(HERE, services.drivers, public=services.settings.dns.addresses)
 
 
 async def placement_of(services: Services, key: str) -> Placement:
@@ -118,8 +125,9 @@ def _place(services: Services, key: str, servers: dict[str, Server]) -> Place:
             server=key,
         )
     if server.connection == "local":
-        return Place(HERE, services.drivers, server.host)
-    return Place(key, services.drivers.app_servers.at(key, server), server.host)
+        return replace(here(services), address=server.host)
+    own = services.settings.app_servers.get(key, AppServerSettings()).addresses
+    return Place(key, services.drivers.app_servers.at(key, server), server.host, own or plain_addresses(server.host))
 
 
 async def on_all(where: Sequence[Place], work: Callable[[Place], Awaitable[T]]) -> list[T]:

@@ -95,6 +95,8 @@ class EnvironmentAnswer(Result):
     version: str | None = None
     grace_hours: float
     drain_seconds: float
+    servers: list[str] = Field(default_factory=list, description="App servers; none: the one beside the control plane")
+    edge: bool | None = None
 
 
 class ProjectResult(Result):
@@ -371,6 +373,8 @@ async def _environment(services: Services, name: str, project: Project, environm
         version=slots.active.version if slots.active else None,
         grace_hours=settings.grace_hours,
         drain_seconds=settings.drain_seconds,
+        servers=list(settings.servers),
+        edge=settings.edge or None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from codeb_mcp.drivers.fake_names import FakeOutside, FakeWorld
 from codeb_mcp.drivers.fake_proxy import FakeEdge, FakeProber, FakeProxy, FakeTraffic
 from codeb_mcp.drivers.fakes import FakeContainers, FakeEngine, FakeImages
 from codeb_mcp.drivers.flags import LocalTraffic
@@ -39,6 +40,7 @@ class FakeAppServer:
             traffic=LocalTraffic(FakeTraffic(self.edge)),
             prober=FakeProber(self.edge),
             ports=self.ports,
+            outside=FakeOutside(FakeWorld()),
         )
 
 

@@ -19,14 +19,14 @@ ROLES = {
                "database_list", "env_get", "env_diff", "env_scan", "env_backup_list", "env_verify"},
     "member": {"database_create", "streaming_setup", "domain_setup", "domain_delete", "deploy", "promote", "rollback", "project_create", "project_update", "operation_resume", "operation_cancel",
                "preview_create", "preview_delete", "workflow_init", "env_set", "env_unset", "env_sync"},
-    "admin": {"adopt", "streaming_remove", "database_delete", "database_rotate", "env_restore", "server_add", "server_remove", "server_setup", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
+    "admin": {"project_place", "adopt", "streaming_remove", "database_delete", "database_rotate", "env_restore", "server_add", "server_remove", "server_setup", "slot_cleanup", "team_settings", "member_invite", "member_remove", "token_create", "token_revoke", "token_list",
               "token_rotate", "project_delete", "audit_verify", "registry_repair"},
     "owner": {"team_create", "team_delete"},
 }  # fmt: skip
 ACME = principal(Role.OWNER, "acme")
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **{name: {"domain": "www.example.com"} for name in ("domain_setup", "domain_delete", "domain_verify", "ssl_status")},
-    "deploy": {"image": "registry.test/shop:v1"}, "project_delete": {"confirm": "shop"}, "project_create": {},
+    "deploy": {"image": "registry.test/shop:v1"}, "project_delete": {"confirm": "shop"}, "project_create": {}, "project_place": {"servers": []},
     "token_create": {"name": "x", "role": "viewer"}, "token_revoke": {"tokenId": "key_x"}, "token_rotate": {"tokenId": "key_x"},
     "member_invite": {"name": "x"}, "member_remove": {"memberId": "mem_x"}, "team_create": {"teamId": "new", "name": "New"},
     "team_delete": {"confirm": "acme"}, "operation_get": {"operationId": "op_x"}, "operation_resume": {"operationId": "op_x"},
