@@ -11,7 +11,7 @@ from tests.lab.centrifugo import centrifugo
 from tests.lab.daemons import LabError
 
 
-@pytest.mark.real("hosts", "docker", "caddy", "dns", "postgres", "redis", "registry")
+@pytest.mark.real("hosts", "systemd", "docker", "caddy", "dns", "postgres", "redis", "registry")
 def test_from_empty_servers_to_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
     if "centrifugo" not in os.environ.get("CODEB_TEST_WITHOUT", "").split(","):
         try:
