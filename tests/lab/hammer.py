@@ -18,9 +18,16 @@ class Hammer:
     """
 
     def __init__(
-        self, port: int, host: str, *, threads: int = 4, path: str = "/version", careful: bool = False
+        self,
+        port: int,
+        host: str,
+        *,
+        threads: int = 4,
+        path: str = "/version",
+        careful: bool = False,
+        address: str = "127.0.0.1",
     ) -> None:
-        self.port, self.host, self.path = port, host, path
+        self.port, self.host, self.path, self.address = port, host, path, address
         self.answers: Counter[int] = Counter()
         self.bodies: Counter[str] = Counter()
         self.lost: list[str] = []
@@ -43,7 +50,7 @@ class Hammer:
             thread.join(20)
 
     def _client(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=10)
         method = "GET"
         while not self._stop.is_set():
             method = "POST" if method == "GET" else "GET"
