@@ -30,6 +30,8 @@ AUTHORITY = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
 BY_NATURE = {
     "app:/opt/codeb/registry/audit/": "every call is recorded",
     "app:/opt/codeb/registry/leases/": "numbers of leases only grow",
+    "app:/opt/codeb/registry/key-use.json": "when each key was last used, written by the server now and then",
+    "app:/opt/codeb/registry/.generations/key-use": "the same, as it was",
     "app:/opt/codeb/registry/operations/": "every run has its journal",
     "app:/opt/codeb/run/": "how often each key called, and what may vanish",
     "app:/var/lib/docker": "logs of containers; their ids and images are compared instead",
@@ -207,6 +209,10 @@ def test_the_control_plane_runs_as_its_unit_says_and_its_log_is_rotated(reader: 
     for unit in ("codeb", "caddy-api", "codeb-housekeeping.timer", "codeb-firewall", "docker"):
         assert reader.ask("app", "systemctl", "is-active", unit).strip() == "active"
     reader.ask("app", "systemctl", "start", "codeb-housekeeping")
+    over = "--connect http://127.0.0.1:9101"
+    said = reader.type("codeb", "app", f"codeb env set worb --environment staging --values worb.env --json {over}\n")
+    assert json.loads(said)["backedUp"] is True, "what the unit keeps from the service is not what it needs"
+    reader.type("codeb", "app", f"codeb doctor {over}\n", reader.status("codeb doctor", again=False))
     reader.lab.exec("app", "sh", "-c", f"echo last line >> {log}; logrotate --force /etc/logrotate.d/codeb")
     assert "last line" in reader.ask("app", "zcat", f"{log}.1.gz")
     assert "last line" not in reader.ask("app", "cat", log)
