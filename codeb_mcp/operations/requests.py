@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from codeb_mcp.model.errors import Conflict, LockHeld, NotFound
 from codeb_mcp.model.names import lease_name
@@ -123,3 +125,9 @@ async def _has_ended(services: Services, run_id: str | None) -> bool:
         return (await services.registry.journals.open(run_id)).finished() is not None
     except NotFound:
         return False
+
+
+def why_open(steps: Sequence[Mapping[str, Any]]) -> str:
+    """The last failure among these steps, as the end of a sentence; empty when none failed."""
+    failed = [one for one in steps if one.get("error")]
+    return f": {failed[-1]['name']} failed, {failed[-1]['error']}" if failed else ""

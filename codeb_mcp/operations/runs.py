@@ -35,6 +35,7 @@ from codeb_mcp.operations.requests import (
     remember,
     repeats,
     same_request,
+    why_open,
 )
 from codeb_mcp.registry.entries import RunHeader
 from codeb_mcp.registry.journal import Journal
@@ -130,7 +131,7 @@ class Runs:
                 await self.services.store.release(lease)
                 return await self._rejoined(earlier)
             plan = await PLANNERS[header.kind](self.services, header)
-            # Before the journal: a key that names a run that never began is harmless, a run that nobody can join is not.
+            # First: a key that names a run which never began is harmless, a run that nobody can join is not.
             await remember(self.services, header, header.run_id)
             journal = await self._begin(header, lease, plan)
         except BaseException:
@@ -142,8 +143,8 @@ class Runs:
     async def _begin(self, header: RunHeader, lease: Lease, plan: Planned) -> Journal:
         """The journal, with plan and first intent in its first write."""
         document = plan_document(machine_to_json(plan.machine), plan.looked)
-        first = plan.machine.action()
-        return await self.services.registry.journals.create(header, lease.fence, plan=document, first=first)
+        journals = self.services.registry.journals
+        return await journals.create(header, lease.fence, plan=document, first=plan.machine.action())
 
     async def _joinable(self, header: RunHeader) -> RunView | None:
         """The earlier run of the same request, if it is to be joined: by its idempotency key, else by what it asks for.
@@ -316,7 +317,7 @@ class Runs:
             raise error
         if view.status == "interrupted":
             raise DriverUnavailable(
-                f"run {run_id} could not be brought to an end yet",
+                f"run {run_id} could not be brought to an end yet{why_open(view.steps)}",
                 hint=how_to_go_on(view.header),
                 operationId=run_id,
                 steps=view.steps,
@@ -373,8 +374,7 @@ class Runs:
 
     async def close(self) -> None:
         """Stop driving; what is not finished stays open in its journal and is taken up at the next start."""
-        lives = list(self._live.values())
-        tasks = self._tasks()
+        lives, tasks = list(self._live.values()), self._tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
