@@ -299,8 +299,10 @@ def _typed(operation: Operation, flag: Flag, value: Any) -> str:
     if flag.secret:
         return f"{flag.typed} shop.env"
     values = value if isinstance(value, list) else [value]
-    text = " ".join(shlex.quote(json.dumps(one) if isinstance(one, dict) else str(one)) for one in values)
-    return text if _is_argument(operation, flag) else f"{flag.typed} {text}"
+    texts = [shlex.quote(json.dumps(one) if isinstance(one, dict) else str(one)) for one in values]
+    if _is_argument(operation, flag):
+        return " ".join(texts)
+    return " ".join(f"{flag.typed} {text}" for text in texts)
 
 
 def _cell(text: str) -> str:
