@@ -178,7 +178,7 @@ class FakeProber:
     def __init__(self, edge: FakeEdge) -> None:
         self._edge = edge
 
-    async def port(self, port: int, path: str, *, timeout_seconds: float) -> Answer:
+    async def port(self, port: int, path: str, *, timeout_seconds: float, address: str = "127.0.0.1") -> Answer:
         """What the application on that port answers."""
         await asyncio.sleep(0)
         app = self._edge.apps.get(port)

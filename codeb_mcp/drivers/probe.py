@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Authority = Callable[[], Awaitable[str | None]]
 """Answers root certificates (PEM), None for those of the system; raises our errors when they are not to be had."""
 Locate = Callable[[str], Awaitable[str]]
+LOOPBACK = "127.0.0.1"
 READ_BYTES = 4096
 HEAD_CHARS = 200
 _SPEAKING = {"User-Agent": "codeb-probe", "Accept": "*/*", "Accept-Encoding": "identity"}
@@ -28,8 +29,8 @@ _SPEAKING = {"User-Agent": "codeb-probe", "Accept": "*/*", "Accept-Encoding": "i
 class HttpProber:
     """Implements `Prober`. Each question has its own connection, follows no redirect, keeps no cookie, reads 4 KiB at most.
 
-    `locate`: for the slots of another machine; answers the path of a socket here that leads to `host:port` there, where
-    `slots_at` is the address that they are published on. `address` and `port` are the proxy's public listener as seen from here; `tls` is how it serves: off (plain HTTP), internal
+    `locate`: for the slots of another machine; answers the path of a socket here that leads to `host:port` there.
+    `address` and `port` are the proxy's public listener as seen from here; `tls` is how it serves: off (plain HTTP), internal
     (certificates of the proxy's own authority, whose root certificate is `authority`, a file or asked for) or acme (certificates that any
     client trusts, or those of `authority`). A failure never raises: the answer's `problem` tells it in words.
     """
@@ -42,7 +43,6 @@ class HttpProber:
         tls: Literal["off", "internal", "acme"] = "off",
         authority: Path | Authority | None = None,
         locate: Locate | None = None,
-        slots_at: str = "127.0.0.1",
     ) -> None:
         if tls == "internal" and authority is None and not ipaddress.ip_address(address).is_loopback:
             raise ValueError("TLS of an internal authority off this host needs the authority's root certificate")
@@ -51,24 +51,24 @@ class HttpProber:
         self._tls = tls
         self._authority = authority
         self._locate = locate
-        self._slots_at = slots_at
         self._session: ClientSession | None = None
 
-    async def port(self, port: int, path: str, *, timeout_seconds: float) -> Answer:
-        """GET a slot directly on its loopback port."""
+    async def port(self, port: int, path: str, *, timeout_seconds: float, address: str = LOOPBACK) -> Answer:
+        """GET a slot directly on the port and address where it is published."""
+        base = f"http://{f'[{address}]' if ':' in address else address}:{port}"
         if self._locate is None:
-            return await self._get(self._connected(), f"http://{self._slots_at}:{port}", path, None, timeout_seconds)
+            return await self._get(self._connected(), base, path, None, timeout_seconds)
         from aiohttp import UnixConnector
 
         try:
             async with asyncio.timeout(timeout_seconds):
-                there = await self._locate(f"{self._slots_at}:{port}")
+                there = await self._locate(base.removeprefix("http://"))
         except TimeoutError:
             return Answer(None, problem=_late(None, timeout_seconds))
         except CodebError as error:
             return Answer(None, problem=error.message)
         async with _session(UnixConnector(there, force_close=True)) as session:
-            return await self._get(session, f"http://{self._slots_at}:{port}", path, None, timeout_seconds)
+            return await self._get(session, base, path, None, timeout_seconds)
 
     async def public(self, host: str, path: str, *, timeout_seconds: float) -> Answer:
         """GET through the proxy's public listener, with that host name in Host and, over TLS, in the handshake."""

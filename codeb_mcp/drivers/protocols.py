@@ -237,8 +237,8 @@ class Answer:
 class Prober(Protocol):
     """Asks like a user would, without following redirects."""
 
-    async def port(self, port: int, path: str, *, timeout_seconds: float) -> Answer:
-        """GET a slot directly on its loopback port."""
+    async def port(self, port: int, path: str, *, timeout_seconds: float, address: str = "127.0.0.1") -> Answer:
+        """GET a slot directly on the port and address where it is published."""
         ...
 
     async def public(self, host: str, path: str, *, timeout_seconds: float) -> Answer:

@@ -16,7 +16,7 @@ from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 from codeb_mcp.operations.catalog import Effect, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.flags_seen import UNSEEN, advice, hidden_flags, require_flags_seen
-from codeb_mcp.operations.places import Place, every_place, here, placement_of
+from codeb_mcp.operations.places import Place, Placement, every_place, here, placement_of
 from codeb_mcp.operations.state import environments, load_project, load_slots, site_of
 
 Check = Callable[[], Awaitable[str]]
@@ -126,7 +126,7 @@ async def _environment(services: Services, slots: Slots) -> list[HealthPart]:
     project = await load_project(services.store, slots.project_name)
     health, placement = project.settings.health_check, await placement_of(services, slots.key)
     asked = [(place, record) for record in (slots.blue, slots.green) for place in placement.apps]
-    parts = list(await asyncio.gather(*(_slot(place, record, health) for place, record in asked)))
+    parts = list(await asyncio.gather(*(_slot(placement, place, record, health) for place, record in asked)))
     ask = _public if slots.active is not None else _off
     if slots.active is not None or not slots.adopted_route:
         found = await asyncio.gather(*(ask(services, place, slots, health) for place in placement.fronts))
@@ -159,18 +159,22 @@ async def _off(services: Services, place: Place, slots: Slots, _: HealthCheck) -
     return []
 
 
-async def _slot(place: Place, record: SlotRecord, health: HealthCheck) -> HealthPart:
-    status, answer = await probe_slot(place, record, health)
+async def _slot(placement: Placement, place: Place, record: SlotRecord, health: HealthCheck) -> HealthPart:
+    status, answer = await probe_slot(placement, place, record, health)
     return HealthPart(name=_at(place, record.name), status=status, message=_said(answer) if answer else "empty")
 
 
-async def probe_slot(place: Place, record: SlotRecord, health: HealthCheck) -> tuple[str, Answer | None]:
+async def probe_slot(
+    placement: Placement, place: Place, record: SlotRecord, health: HealthCheck
+) -> tuple[str, Answer | None]:
     """`healthy`, `unhealthy` or `empty` on that app server, and the answer behind it."""
     if record.state is SlotState.EMPTY:
         return "empty", None
     answer = Answer(None, problem="was not asked")
     for path in (record.health_path,) if record.health_path else health.paths:
-        answer = await place.drivers.prober.port(record.port, path, timeout_seconds=health.timeout_seconds)
+        answer = await place.drivers.prober.port(
+            record.port, path, timeout_seconds=health.timeout_seconds, address=placement.published_at(place)
+        )
         if answer.status in health.expected_statuses:
             return "healthy", answer
     return "unhealthy", answer

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from codeb_mcp.drivers.protocols import Answer, Container, Containers, Prober
+from codeb_mcp.drivers.protocols import Answer, Container, Containers
 from codeb_mcp.model.errors import CodebError, DriverRefused, ReleaseUnhealthy
 from codeb_mcp.model.project import HealthCheck
 from codeb_mcp.model.redaction import clean_text
@@ -21,12 +21,13 @@ LOG_LINES = 15
 HEAD_SHOWN = 120
 
 Report = Callable[[float | None, str], None]
+Ask = Callable[[str], Awaitable[Answer]]
 
 
 async def wait_healthy(
-    containers: Containers, prober: Prober, name: str, port: int, health: HealthCheck, report: Report
+    containers: Containers, ask: Ask, name: str, health: HealthCheck, report: Report
 ) -> Mapping[str, Any]:
-    """Ask the slot's port until one path answers as expected; `{path, status, attempts}`.
+    """Ask the slot until one path answers as expected; `{path, status, attempts}`.
 
     Asks often at first and then every `interval_seconds`. Raises ReleaseUnhealthy at the deadline, or as soon as the
     container has crashed more than twice.
@@ -38,7 +39,7 @@ async def wait_healthy(
         attempts += 1
         answers = []
         for path in health.paths:
-            answer = await prober.port(port, path, timeout_seconds=health.timeout_seconds)
+            answer = await ask(path)
             if answer.status in health.expected_statuses:
                 return {"path": path, "status": answer.status, "attempts": attempts}
             answers.append((path, answer))

@@ -214,8 +214,8 @@ class Housekeeper:
         """Written only when it changed: a registry that is written every round wears out disks and hides real changes."""
         try:
             project = await load_project(self.services.store, slots.project_name)
-            apps = (await placement_of(self.services, slots.key)).apps
-            probed = await on_all(apps, lambda place: probe_slot(place, record, project.settings.health_check))
+            placement, health = await placement_of(self.services, slots.key), project.settings.health_check
+            probed = await on_all(placement.apps, lambda place: probe_slot(placement, place, record, health))
             status = next((one for one, _ in probed if one != "healthy"), "healthy")
             if status == record.health_status:
                 return

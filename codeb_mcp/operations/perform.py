@@ -219,18 +219,21 @@ async def check_health(run: Performer, action: Action) -> Mapping[str, Any]:
 async def healthy_everywhere(run: Performer, action: Action) -> Mapping[str, Any]:
     """On every app server. The path that the first one passed with is the one that is kept, and asked of the others."""
     detail, health = action.detail, HealthCheck.model_validate(action.detail["health"])
+    placement = await run.places(action)
 
     async def wait(place: Place) -> Mapping[str, Any]:
+        address = placement.published_at(place)
         return await wait_healthy(
             place.drivers.containers,
-            place.drivers.prober,
+            lambda path: place.drivers.prober.port(
+                detail["port"], path, timeout_seconds=health.timeout_seconds, address=address
+            ),
             detail["name"],
-            detail["port"],
             health,
             lambda fraction, text: run.report(action, fraction, text),
         )
 
-    seen = await on_all((await run.places(action)).apps, wait)
+    seen = await on_all(placement.apps, wait)
     paths = {one["path"] for one in seen}
     if len(paths) > 1:
         raise DriverRefused(

@@ -225,3 +225,35 @@ async def test_a_server_without_power_leaves_the_other_on_the_old_version(
         await settled(services)
         assert visits(far, unique) == [(200, "v1", "blue")] * 2
         assert (await call(services, "registry_check"))["data"] == []
+
+
+async def test_an_edge_in_front_of_two_servers_switches_both_and_passes_over_one_that_is_gone(
+    placed: Installation, far: FarServers, unique: str
+) -> None:
+    first, second = [await far.image(unique, version) for version in ("v1", "v2")]
+    async with at_work(placed, far, unique) as services:
+        done = await call(services, "project_place", **live(unique), servers=list(far.names), edge=True)
+        assert (done["changed"], done["warnings"]) == (True, [])
+        await call(services, "deploy", **live(unique), image=first)
+        await call(services, "promote", **live(unique))
+        assert placed.ask_public(unique) == (200, "v1", "blue")
+        for name in far.names:
+            blue = f"{unique}-production-blue"
+            assert far.published(name, blue) == [far.lab.inner_address(name)], "nobody else reaches it"
+            assert far.ask(name, f"{unique}.apps.test")[1:] == ("", ""), "its own proxy does not serve it"
+        with Hammer(placed.caddy.port, f"{unique}.apps.test", careful=True) as hammer:
+            await call(services, "deploy", **live(unique), image=second)
+            await call(services, "promote", **live(unique))
+            await call(services, "rollback", **live(unique))
+            await call(services, "rollback", **live(unique))
+        print(f"{hammer.answered} requests, {hammer.failed} lost")
+        assert (hammer.lost, set(hammer.answers)) == ([], {200})
+        assert (await call(services, "registry_check"))["data"] == []
+        far.kill(SECOND, f"{unique}-production-green")
+        answers = [placed.ask_public(unique)[:2] for _ in range(50)]
+        assert set(answers) == {(200, "v2")}, "the other one answers"
+        [row] = (await call(services, "registry_check"))["data"]
+        assert (row["kind"], row["server"]) == ("container_missing", SECOND)
+        assert (await call(services, "registry_repair", driftIds=[row["id"]]))["repaired"] == 1
+        assert far.published(SECOND, f"{unique}-production-green") == [far.lab.inner_address(SECOND)]
+        assert (await call(services, "registry_check"))["data"] == []

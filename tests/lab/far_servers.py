@@ -45,7 +45,7 @@ class FarServers:
         """Them in the inventory, with the host keys that were accepted."""
         return {
             name: {
-                "host": self.lab.address(name), "role": "application", "user": "codeb", "engine": "ssh",
+                "host": self.lab.inner_address(name), "role": "application", "user": "codeb", "engine": "ssh",
                 "hostKey": self.lab.host_key(name),
             }
             for name in self.names
@@ -64,6 +64,17 @@ class FarServers:
             self._docker(name, "rmi", "-f", reference)
         self._made.append(f"{unique}/app")
         return reference
+
+    def published(self, name: str, container: str) -> list[str]:
+        """The addresses on which a container is published."""
+        said = self._docker(
+            name, "inspect", "-f", "{{range .NetworkSettings.Ports}}{{range .}}{{.HostIp}} {{end}}{{end}}", container
+        )
+        return said.decode().split()
+
+    def kill(self, name: str, container: str) -> None:
+        """Take a container away behind everybody's back."""
+        self._docker(name, "rm", "-f", container)
 
     def containers(self, name: str, project: str) -> dict[str, str]:
         """The project's containers on a server, each with its image id."""
