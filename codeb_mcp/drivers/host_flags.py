@@ -30,14 +30,14 @@ fi
 if [ "$fence" -lt "$seen" ]; then echo "$seen"; exit {OLD_FENCE}; fi
 if [ "$fence" -gt "$seen" ]; then put "$key.fence" "$(printf '%019d' "$fence")"; fi
 """
+# `cat` writes, because the shell's own printf tells a full disk as "I/O error".
 _BEGIN = """
 set -eu
 umask 022
 cd -- "$1"
 key=$2
 put() {
-  if [ -n "$2" ]; then printf '%s\\n' "$2" > ".$1.part"; else : > ".$1.part"; fi
-  chmod 0644 ".$1.part"
+  if [ -n "$2" ]; then printf '%s\\n' "$2" | cat > ".$1.part"; else : > ".$1.part"; fi
   sync ".$1.part"
   mv -fT ".$1.part" "$1"
 }
