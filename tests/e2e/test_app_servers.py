@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import product
 from pathlib import Path
@@ -256,4 +256,85 @@ async def test_an_edge_in_front_of_two_servers_switches_both_and_passes_over_one
         assert (row["kind"], row["server"]) == ("container_missing", SECOND)
         assert (await call(services, "registry_repair", driftIds=[row["id"]]))["repaired"] == 1
         assert far.published(SECOND, f"{unique}-production-green") == [far.lab.inner_address(SECOND)]
+        assert (await call(services, "registry_check"))["data"] == []
+
+
+def _freeze_sshd(lab: LabHosts) -> None:
+    lab.exec(SECOND, "pkill", "-STOP", "sshd")
+
+
+def _thaw_sshd(lab: LabHosts) -> None:
+    lab.exec(SECOND, "pkill", "-CONT", "sshd")
+
+
+def _kill_engine(lab: LabHosts) -> None:
+    lab.exec(SECOND, "pkill", "-KILL", "dockerd")
+
+
+OTHER_FAULTS: dict[str, tuple[str, str, Callable[[LabHosts], object], Callable[[LabHosts], object]]] = {
+    "sshd hangs at start_container": ("deploy", "start_container", _freeze_sshd, _thaw_sshd),
+    "sshd hangs at switch_traffic": ("promote", "switch_traffic", _freeze_sshd, _thaw_sshd),
+    "the engine is killed at start_container": (
+        "deploy", "start_container", _kill_engine, lambda lab: lab.start_engine(SECOND)
+    ),
+    "the engine is killed at check_target": (
+        "promote", "check_target", _kill_engine, lambda lab: lab.start_engine(SECOND)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_FAULTS)
+async def test_a_hanging_sshd_or_a_killed_engine_leaves_the_old_version_on_both(
+    placed: Installation, far: FarServers, unique: str, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    kind, name, hurt, heal = OTHER_FAULTS[case]
+    first, second = [await far.image(unique, version) for version in ("v1", "v2")]
+    former, hit = perform.STEPS[name], asyncio.Event()
+
+    async def step(run: perform.Performer, action: Action) -> Mapping[str, Any]:
+        if not hit.is_set():
+            hit.set()
+            await asyncio.to_thread(hurt, far.lab)
+        return await former(run, action)
+
+    async with at_work(placed, far, unique) as services:
+        await call(services, "deploy", **live(unique), image=first)
+        await call(services, "promote", **live(unique))
+        if kind == "promote":
+            await call(services, "deploy", **live(unique), image=second)
+        monkeypatch.setitem(perform.STEPS, name, step)
+        with pytest.raises(CodebError) as refused:
+            await call(services, kind, **live(unique), **({"image": second} if kind == "deploy" else {}))
+        assert SECOND in refused.value.message
+        assert far.ask(FIRST, f"{unique}.apps.test") == (200, "v1", "blue")
+        await asyncio.to_thread(heal, far.lab)
+        await settled(services)
+        # Containers of a killed engine are started again by it.
+        async with asyncio.timeout(30):
+            while visits(far, unique) != [(200, "v1", "blue")] * 2:
+                await asyncio.sleep(0.1)
+        assert (await call(services, "registry_check"))["data"] == []
+
+
+async def test_a_slow_line_only_takes_longer_and_another_host_key_stops_everything(
+    placed: Installation, far: FarServers, unique: str
+) -> None:
+    first, second = [await far.image(unique, version) for version in ("v1", "v2")]
+    async with at_work(placed, far, unique) as services:
+        far.lab.slow(SECOND, megabits=0.5)
+        try:
+            await call(services, "deploy", **live(unique), image=first)
+            await call(services, "promote", **live(unique))
+        finally:
+            far.lab.fast(SECOND)
+        assert visits(far, unique) == [(200, "v1", "blue")] * 2
+        entries = far.entries()
+        other = {**entries, SECOND: {**entries[SECOND], "hostKey": entries[FIRST]["hostKey"]}}
+        await update(services.store, "ssot", lambda doc: {**(doc or {}), "servers": other})
+        with pytest.raises(CodebError) as refused:
+            await call(services, "deploy", **live(unique), image=second)
+        assert (refused.value.code, SECOND in refused.value.message) == ("host_key_changed", True)
+        await update(services.store, "ssot", lambda doc: {**(doc or {}), "servers": entries})
+        await settled(services)
+        assert visits(far, unique) == [(200, "v1", "blue")] * 2
         assert (await call(services, "registry_check"))["data"] == []
