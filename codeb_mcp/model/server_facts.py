@@ -68,20 +68,28 @@ WITHIN: tuple[tuple[range, str], ...] = (
 
 
 def listeners(table: str) -> Iterator[Listener]:
-    """The listening sockets of `/proc/net/tcp` or `/proc/net/tcp6`; lines that are none are passed over."""
+    """The listening sockets of `/proc/net/tcp`, `/proc/net/tcp6` or `ss -Htln`; lines that are none are passed over."""
     for line in table.splitlines():
         fields = line.split()
         if len(fields) > 3 and fields[3] == LISTEN and ":" in fields[1]:
             address, _, port = fields[1].rpartition(":")
             yield Listener(int(port, 16), _address(address))
+        elif len(fields) > 3 and fields[0] == "LISTEN" and ":" in fields[3]:
+            address, _, port = fields[3].rpartition(":")
+            # `*` is every address of both families; `%` begins the interface.
+            bare = address.strip("[]").partition("%")[0].strip("[]")
+            yield Listener(int(port), _unmapped(ipaddress.ip_address("::" if bare == "*" else bare)))
 
 
 def _address(text: str) -> str:
     """The kernel writes each 32-bit word of an address with its bytes turned round (little-endian machines)."""
     words = [bytes.fromhex(text[at : at + 8])[::-1] for at in range(0, len(text), 8)]
-    found = ipaddress.ip_address(b"".join(words))
-    mapped = getattr(found, "ipv4_mapped", None)
-    return str(mapped or found)
+    return _unmapped(ipaddress.ip_address(b"".join(words)))
+
+
+def _unmapped(found: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """The address, as IPv4 when it only carries one."""
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 def judge_listeners(found: Sequence[Listener]) -> list[Finding]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from pydantic import Field
@@ -27,13 +26,13 @@ from codeb_mcp.model.server_facts import (
 from codeb_mcp.model.slot import SlotState
 from codeb_mcp.operations.catalog import Effect, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
+from codeb_mcp.operations.server_answers import ASK_SECONDS, MISSING, Answers
 from codeb_mcp.operations.servers import load_server, load_servers
 from codeb_mcp.operations.state import environments
 from codeb_mcp.operations.streaming_checks import centrifugo_findings
 
-ASK_SECONDS = 10.0
-MISSING = 127
-"""The exit status of a command that is not there, as shells have it."""
+UNSURE_SECONDS = 0.5
+"""When the answer with the clock took twice that, it is asked again: the first one includes the login."""
 AT_ONCE = 32
 """Servers that are asked at the same time."""
 
@@ -116,6 +115,7 @@ class Probe:
         self.services = services
         self.host = host
         self.server = server
+        self.answers = Answers(host, server.role)
         self.listening: list[Listener] = []
 
     async def run(self) -> list[Finding]:
@@ -141,53 +141,53 @@ class Probe:
                 Finding(name, Health.FAIL, f"no answer within {ASK_SECONDS * 2:.0f} s", "Look at the server itself.")
             ]
 
-    async def said(self, *argv: str) -> str | None:
-        """What a command prints; None when it is not there or fails."""
-        done = await self.host.run(argv, timeout_seconds=ASK_SECONDS)
-        return done.stdout.decode("utf-8", "replace") if done.ok else None
+    async def said(self, question: str) -> str | None:
+        """The answer; None when there is none."""
+        said = await self.answers.to(question)
+        return said.text if said.ok else None
 
 
 async def _login(probe: Probe) -> list[Finding]:
-    done = await probe.host.run(["id", "-un"], timeout_seconds=ASK_SECONDS)
-    who = done.stdout.decode("utf-8", "replace").strip()
+    await probe.answers.gather()
+    who = (await probe.answers.to("user")).text.strip()
     return [Finding("login", Health.OK, f"logged in as {clean_text(who, limit=40)}")]
 
 
 async def _sockets(probe: Probe) -> list[Finding]:
-    tables = [await probe.said("cat", "/proc/net/tcp"), await probe.said("cat", "/proc/net/tcp6")]
-    if tables[0] is None:
+    said = await probe.answers.to("listeners")
+    if said.status > 1:  # 1 is grep's for: there are none
         return [Finding("exposed_ports", Health.UNKNOWN, "/proc/net/tcp cannot be read", "Check the user's rights.")]
-    probe.listening = [one for table in tables if table for one in listeners(table)]
+    probe.listening = list(listeners(said.text))
     return judge_listeners(probe.listening)
 
 
 async def _clock(probe: Probe) -> list[Finding]:
-    before = time.time()
-    said = await probe.said("date", "+%s.%N")
-    after = time.time()
-    if said is None:
+    said = await probe.answers.to("clock")
+    if said.answered - said.asked > 2 * UNSURE_SECONDS:
+        said = await probe.answers.to("clock", anew=True)
+    if not said.ok:
         return [Finding("clock", Health.UNKNOWN, "date did not answer")]
-    return [judge_clock(float(said.strip()) - (before + after) / 2, (after - before) / 2)]
+    skew = float(said.text.strip()) - (said.asked + said.answered) / 2
+    return [judge_clock(skew, (said.answered - said.asked) / 2)]
 
 
 async def _disk(probe: Probe) -> list[Finding]:
-    said = await probe.said("df", "-P", "-B1", "/", "/opt", "/var")
-    return judge_disks(said or "")
+    return judge_disks(await probe.said("disk") or "")
 
 
 async def _root_login(probe: Probe) -> list[Finding]:
-    said = await probe.said("cat", "/etc/ssh/sshd_config")
+    said = await probe.said("sshd")
     if said is None:
         return [Finding("root_login", Health.UNKNOWN, "/etc/ssh/sshd_config cannot be read")]
     return [judge_root_login(said)]
 
 
 async def _system(probe: Probe) -> list[Finding]:
-    said = await probe.said("cat", "/etc/os-release")
+    said = await probe.said("system")
     name = next(
         (line.partition("=")[2].strip('"') for line in (said or "").splitlines() if line.startswith("PRETTY")), ""
     )
-    kernel = (await probe.said("uname", "-r") or "").strip()
+    kernel = (await probe.said("kernel") or "").strip()
     return [Finding("system", Health.OK, clean_text(f"{name or 'unknown system'}, Linux {kernel}", limit=120))]
 
 
@@ -230,34 +230,34 @@ async def _prometheus(probe: Probe) -> list[Finding]:
 
 
 async def _rsync(probe: Probe) -> list[Finding]:
-    said = await probe.said("rsync", "--version")
+    said = await probe.said("rsync")
     if said is None:
         return [Finding("rsync", Health.FAIL, "rsync is not installed", "Install the package rsync.")]
     return [Finding("rsync", Health.OK, clean_text(said.splitlines()[0], limit=80))]
 
 
 async def _postgres(probe: Probe) -> list[Finding]:
-    done = await probe.host.run(["pg_isready", "-h", "127.0.0.1", "-p", "5432"], timeout_seconds=ASK_SECONDS)
+    done = await probe.answers.to("postgresql")
     if done.status == MISSING:
         return [
             Finding("postgresql", Health.FAIL, "pg_isready is not installed", "Install PostgreSQL with its client.")
         ]
-    said = clean_text(done.stdout.decode("utf-8", "replace").strip(), limit=100)
+    said = clean_text(done.text.strip(), limit=100)
     if not done.ok:
         return [Finding("postgresql", Health.FAIL, said or "no answer", "Start PostgreSQL, or look at its log.")]
-    clusters = (await probe.said("pg_lsclusters", "-h") or "").split()
+    clusters = (await probe.said("clusters") or "").split()
     version = f", version {clusters[0]}" if clusters else ""
     return [Finding("postgresql", Health.OK, f"{said}{version}")]
 
 
 async def _redis(probe: Probe) -> list[Finding]:
-    done = await probe.host.run(["redis-cli", "-h", "127.0.0.1", "-p", "6379", "ping"], timeout_seconds=ASK_SECONDS)
+    done = await probe.answers.to("redis")
     if done.status == MISSING:
         return [Finding("redis", Health.FAIL, "redis-cli is not installed", "Install Redis with its tools.")]
-    said = clean_text((done.stdout + done.stderr).decode("utf-8", "replace").strip(), limit=100)
+    said = clean_text(done.text.strip(), limit=100)
     # Who asks for a password is there; whether ours is right is another question.
     if done.ok and said.startswith(("PONG", "NOAUTH")):
-        version = (await probe.said("redis-server", "--version") or "").partition("v=")[2].partition(" ")[0]
+        version = (await probe.said("redis_version") or "").partition("v=")[2].partition(" ")[0]
         return [
             Finding("redis", Health.OK, f"answers{', version ' + clean_text(version, limit=20) if version else ''}")
         ]

@@ -40,6 +40,22 @@ def test_only_listening_sockets_count_with_their_addresses() -> None:
     assert list(listeners(TABLE_6)) == [Listener(2019, "::1"), Listener(8080, "127.0.0.1"), Listener(2375, "::")]
 
 
+def test_the_words_of_ss_say_the_same() -> None:
+    said = (
+        "LISTEN 0      4096   127.0.0.1:4000  0.0.0.0:*\n"
+        "LISTEN 0      128    0.0.0.0:5432    0.0.0.0:*\n"
+        "LISTEN 0      4096   127.0.0.53%lo:53 0.0.0.0:*\n"
+        "LISTEN 0      128    [::1]:2019      [::]:*\n"
+        "LISTEN 0      128    [::ffff:127.0.0.1]:8080 *:*\n"
+        "LISTEN 0      128    *:2375          *:*\n"
+        "LISTEN 0      128    [fe80::1%eth0]:22 [::]:*\n"
+    )
+    assert list(listeners(said)) == [
+        Listener(4000, "127.0.0.1"), Listener(5432, "0.0.0.0"), Listener(53, "127.0.0.53"), Listener(2019, "::1"),
+        Listener(8080, "127.0.0.1"), Listener(2375, "::"), Listener(22, "fe80::1"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", HEAD, "\n\n", "a b c 0A\n"])
 def test_tables_without_sockets_have_none(text: str) -> None:
     assert list(listeners(text)) == []
