@@ -18,7 +18,7 @@ ASK_SECONDS = 10.0
 MISSING = 127
 """The exit status of a command that is not there, as shells have it."""
 # ss asks for listening sockets only; who reads /proc/net/tcp waits until the kernel has looked at all connections. Files of a
-# few lines are read without a process.
+# few lines are read without a process, and clusters are where pg_lsclusters, which is slow, looks for them.
 SCRIPT = r"""
 mark=$1
 shift
@@ -34,7 +34,11 @@ for question in "$@"; do
     disk) df -P -B1 / /opt /var ;;
     rsync) rsync --version ;;
     postgresql) pg_isready -h 127.0.0.1 -p 5432 ;;
-    clusters) pg_lsclusters -h ;;
+    clusters)
+      for path in /etc/postgresql/*/*/; do
+        path=${path#/etc/postgresql/}
+        [ "$path" = '*/*/' ] || echo "${path%%/*}"
+      done ;;
     redis) redis-cli -h 127.0.0.1 -p 6379 ping 2>&1 ;;
     redis_version) redis-server --version ;;
     *) false ;;
