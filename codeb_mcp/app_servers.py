@@ -19,7 +19,7 @@ from codeb_mcp.drivers.hosts import Host, Hosts
 from codeb_mcp.drivers.kernel import HostPorts
 from codeb_mcp.drivers.outside import NetworkOutside, from_file, the_systems
 from codeb_mcp.drivers.probe import Authority, HttpProber
-from codeb_mcp.model.errors import Conflict
+from codeb_mcp.model.errors import DriverUnavailable
 from codeb_mcp.model.server import Server
 from codeb_mcp.operations.context import AppServer
 from codeb_mcp.settings import AppServerSettings, Settings
@@ -88,17 +88,23 @@ class _Assembly:
         wanted = self.server.engine or "ssh"
         if wanted.startswith("tcp://"):
             if self.own.tls is None:
-                raise Conflict(
-                    f"the engine of server {self.key} is at {wanted}, and there are no certificates for it",
-                    hint=f"Set app_servers.{self.key}.tls to a folder with ca.pem, cert.pem and key.pem, or use engine ssh.",
-                    server=self.key,
-                )
+                return EngineApi(wanted, locate=self._no_certificates)
             return EngineApi(wanted, free=self._free, tls=self.own.tls)
         if wanted == "none":
-            raise Conflict(
-                f"server {self.key} has no container engine", hint="Set its engine with server_add.", server=self.key
-            )
+            return EngineApi(wanted, locate=self._no_engine)
         return EngineApi(f"server {self.key}", locate=self._engine_socket, free=self._free)
+
+    async def _no_certificates(self) -> str:
+        raise DriverUnavailable(
+            f"the engine of server {self.key} is at {self.server.engine}, and there are no certificates for it",
+            hint=f"Set app_servers.{self.key}.tls to a folder with ca.pem, cert.pem and key.pem, or use engine ssh.",
+            server=self.key,
+        )
+
+    async def _no_engine(self) -> str:
+        raise DriverUnavailable(
+            f"server {self.key} has no container engine", hint="Set its engine with server_add.", server=self.key
+        )
 
     async def _engine_socket(self) -> str:
         return "unix://" + await self.host.socket(self.own.engine_socket)

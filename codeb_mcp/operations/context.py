@@ -66,8 +66,7 @@ class AppServers(Protocol):
     """The app servers of the inventory."""
 
     def at(self, key: str, server: Server) -> AppServer:
-        """The app server of that name; nothing is connected before it is used. Raises Conflict for a server that can run
-        no releases."""
+        """The app server of that name; nothing is connected before it is used."""
         ...
 
     async def close(self) -> None:

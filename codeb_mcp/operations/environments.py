@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from codeb_mcp.model.errors import Conflict, NotFound
+from codeb_mcp.model.errors import Conflict, LockHeld, NotFound, RegistryDamaged
 from codeb_mcp.model.names import Environment
 from codeb_mcp.model.ports import QUARANTINE, allocate_pair, quarantined
 from codeb_mcp.model.project import all_ports
@@ -71,6 +71,7 @@ async def add_environments(
     Callers of this process take turns; those of other processes are noticed by the versions. Raises Conflict when no
     port is free.
     """
+    await _require_not_leaving(services, project)
     chosen = parse_project(project, entry).settings
     busy = await ports_in_use(services, {server for one in environments for server in chosen.of(one).servers})
     async with services.allocation:
@@ -89,6 +90,18 @@ async def add_environments(
                 continue
             return
     raise Conflict("the registry kept changing", hint="Try again.")
+
+
+async def _require_not_leaving(services: Services, project: str) -> None:
+    """Raise LockHeld while a project of that name is being deleted: the rest of it would be taken for the new one."""
+    for run_id in await services.registry.journals.open_runs():
+        try:
+            header = (await services.registry.journals.open(run_id)).header
+        except (NotFound, RegistryDamaged):
+            continue
+        if header.kind == "project_delete" and header.project == project:
+            hint = "It is taken up again by itself; see operation_get, and create it when it has ended."
+            raise LockHeld(f"{project} is being deleted", hint=hint, operationId=run_id)
 
 
 async def _changes(

@@ -24,12 +24,14 @@ RUNS_LOOKED_AT = 10_000
 
 @dataclass(slots=True)
 class Evidence:
-    """By environment key. `places`: the app servers that were asked; `silent`: who could not be asked, and why; `known`: what `ssot` itself can still tell."""
+    """By environment key. `places`: the app servers that were asked; `stands`: the servers of
+    the inventory that have containers of it; `silent`: who could not be asked, and why; `known`: what `ssot` itself can still tell."""
 
     remains: dict[str, list[Remains]] = field(default_factory=dict)
     sites: dict[str, Site] = field(default_factory=dict)
     switches: Mapping[str, LastSwitch] = field(default_factory=dict)
     places: tuple[Place, ...] = ()
+    stands: dict[str, list[str]] = field(default_factory=dict)
     silent: list[tuple[str, str]] = field(default_factory=list)
     known: Known = field(default_factory=lambda: Known({}, False, ""))
 
@@ -47,6 +49,8 @@ async def gather(services: Services) -> Evidence:
         at = f" on {place.key}" if place.key else ""
         try:
             for key, remains in (await _remains(services, place)).items():
+                if place.key:
+                    found.stands.setdefault(key, []).append(place.key)
                 known = found.remains.setdefault(key, [])
                 known += [one for one in remains if one not in known]  # the same release on several servers counts once
         except CodebError as error:

@@ -20,7 +20,7 @@ from codeb_mcp.operations.flags_seen import hidden_flags
 from codeb_mcp.operations.garbage import collect_images
 from codeb_mcp.operations.health import probe_slot
 from codeb_mcp.operations.keys import KEY_USE, KeyRing
-from codeb_mcp.operations.places import Place, every_place, on_all, placement_of
+from codeb_mcp.operations.places import Place, every_place, on_all, placement_left, placement_of
 from codeb_mcp.operations.previews import end_closed_previews, expire_previews
 from codeb_mcp.operations.routing import ensure_flag
 from codeb_mcp.operations.state import change_slots, environments, load_project, site_of
@@ -164,7 +164,7 @@ class Housekeeper:
             if slots.key in present or slots.adopted_route or not await self._is_front(place, slots):
                 continue
             try:
-                await ensure_flag(self.services, slots)
+                await ensure_flag(self.services, slots, [place])
                 sites.append(await site_of(store, self.services.settings, slots))
             except LockHeld:
                 continue
@@ -181,7 +181,7 @@ class Housekeeper:
     async def _is_front(self, place: Place, slots: Slots) -> bool:
         """Whether the environment is there, is not being deleted, and its traffic is led by that place's proxy."""
         try:
-            fronts = (await placement_of(self.services, slots.key)).fronts
+            fronts = (await placement_left(self.services, slots.key)).fronts
         except NotFound:
             return False
         being_deleted = await self.services.store.lease(lease_name(slots.project_name, None)) is not None

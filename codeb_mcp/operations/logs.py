@@ -80,7 +80,7 @@ async def logs_get(ctx: Context, request: LogsRequest) -> LogsResult:
 async def chosen_place(services: Services, key: str, wanted: str | None) -> Place:
     """The app server to read from: the first of the environment's, or the one named; raises NotFound for another one."""
     apps = (await placement_of(services, key)).apps
-    found = apps[0] if wanted is None else next((one for one in apps if one.key == wanted), None)
+    found = apps[0] if wanted is None else next((one for one in apps if one.name == wanted), None)
     if found is None:
         known = ", ".join(one.named for one in apps)
         raise NotFound(f"{key} does not run on server {wanted}", hint=f"It runs on {known}.", server=wanted)

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from codeb_mcp.drivers.protocols import Container
 from codeb_mcp.model.drift import Drift, PublicAnswer, Repair, SeenContainer, World, drift_of
-from codeb_mcp.model.errors import CodebError
+from codeb_mcp.model.errors import CodebError, Conflict, NotFound, RegistryDamaged
 from codeb_mcp.model.names import Slot, lease_name
 from codeb_mcp.model.routes import RivalRoute
 from codeb_mcp.model.slot import SlotRecord, Slots, SlotState
 from codeb_mcp.operations.context import Services
 from codeb_mcp.operations.perform import INSTALLATION
-from codeb_mcp.operations.places import Place, every_place, placement_of
+from codeb_mcp.operations.places import Place, every_place, placement_left, placement_of
 from codeb_mcp.operations.state import environments, find_slots, site_of
 
 PUBLIC_SECONDS = 3.0
@@ -33,7 +33,7 @@ async def observe(services: Services, place: Place, slots: list[Slots]) -> World
     ours |= {one.name: _seen_as(one, *adopted[one.container_id]) for one in every if one.container_id in adopted}
     container_ports = {port for one in every if one.running for port in one.host_ports}
     own_ports = {port for seen in ours.values() for port in seen.host_ports}
-    placed = {one.key: await placement_of(services, one.key) for one in slots}
+    placed = {one.key: await placement_left(services, one.key) for one in slots}
     apps = frozenset(key for key, one in placed.items() if place.key in {app.key for app in one.apps})
     fronts = frozenset(key for key, one in placed.items() if place.key in {front.key for front in one.fronts})
     return World(
@@ -161,9 +161,12 @@ async def drift(services: Services) -> list[Drift]:
     error of the engine beside the control plane; another app server that cannot be asked is a difference itself."""
     slots = await environments(services.store)
     busy = [one.key for one in slots if await _is_busy(services, one)]
-    found = await asyncio.gather(*(_drift_at(services, place, slots, busy) for place in await every_place(services)))
+    every = await every_place(services)
+    found = await asyncio.gather(*(_drift_at(services, place, slots, busy) for place in every))
+    lost = [await _without_server(services, one) for one in slots]
     return sorted(
-        (one for part in found for one in part), key=lambda one: (one.key, one.kind, one.slot or "", one.server)
+        (one for part in [*found, *lost] for one in part),
+        key=lambda one: (one.key, one.kind, one.slot or "", one.server),
     )
 
 
@@ -179,6 +182,16 @@ async def _drift_at(services: Services, place: Place, slots: list[Slots], busy: 
     return [replace(one, server=place.key) for one in drift_of(slots, world, busy)]
 
 
+async def _without_server(services: Services, slots: Slots) -> list[Drift]:
+    """A difference when the environment is placed on something that is no app server of the inventory (any more)."""
+    try:
+        await placement_of(services, slots.key)
+    except (NotFound, Conflict, RegistryDamaged) as error:
+        proposal = "add the server again, or place it elsewhere with project_place"
+        return [Drift("server_unknown", slots.key, f"{slots.key}: {error.message}", Repair.NONE, proposal)]
+    return []
+
+
 async def _out_of_reach(services: Services, place: Place, slots: list[Slots], error: CodebError) -> list[Drift]:
     """One difference for each environment that stands there."""
     said, proposal = (
@@ -188,5 +201,5 @@ async def _out_of_reach(services: Services, place: Place, slots: list[Slots], er
     return [
         Drift("server_unreachable", one.key, said, Repair.NONE, proposal, server=place.key)
         for one in slots
-        if place.key in {each.key for each in (await placement_of(services, one.key)).all}
+        if place.key in {each.key for each in (await placement_left(services, one.key)).all}
     ]

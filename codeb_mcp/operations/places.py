@@ -8,11 +8,12 @@ done when all have done it, and its failure names the server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from codeb_mcp.model.errors import CodebError, Conflict, NotFound, from_code
+from codeb_mcp.model.errors import CodebError, Conflict, NotFound, RegistryDamaged, from_code
 from codeb_mcp.model.names import split_environment_key
 from codeb_mcp.model.project import EnvironmentSettings
 from codeb_mcp.model.server import Server, ServerRole, entries_of, plain_addresses
@@ -30,18 +31,20 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One app server. `key` is its name in the inventory, `HERE` for the one beside the control plane; `address` is where it
+    """One app server. `key` tells places apart and is `HERE` for the one beside the control plane; `name` is that in the inventory,
+    if it has one; `address` is where it
     publishes slots for an edge in front of it, `public` are the addresses at which visitors reach its proxy."""
 
     key: str
     drivers: AppServer
     address: str = LOOPBACK
     public: tuple[str, ...] = ()
+    name: str = ""
 
     @property
     def named(self) -> str:
         """For messages."""
-        return f"server {self.key}" if self.key else "this machine"
+        return f"server {self.name}" if self.name else "this machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,20 @@ async def placement_of(services: Services, key: str) -> Placement:
     return await placement_for(services, (await load_project(services.store, project)).settings.of(environment))
 
 
+async def placement_left(services: Services, key: str) -> Placement:
+    """Where the environment stands, as far as its servers are still in the inventory as app servers: for taking it away."""
+    project, environment = split_environment_key(key)
+    settings = (await load_project(services.store, project)).settings.of(environment)
+    found: list[Place] = []
+    for server in settings.servers:
+        with contextlib.suppress(NotFound, Conflict, RegistryDamaged):
+            found += await places(services, [server])
+    beside = (here(services),)
+    if not settings.servers:
+        return Placement(beside, beside)
+    return Placement(tuple(found), beside if settings.edge else tuple(found), settings.edge)
+
+
 async def placement_for(services: Services, settings: EnvironmentSettings) -> Placement:
     """Where an environment with these settings stands."""
     beside = here(services)
@@ -105,10 +122,13 @@ async def every_place(services: Services) -> tuple[Place, ...]:
 
 async def places_in(services: Services, ssot: Document) -> tuple[Place, ...]:
     """See `every_place`, by that document."""
-    entries = entries_of(ssot)
-    servers = {key: parse_server(key, entries[key]) for key in sorted(entries)}
+    servers: dict[str, Server] = {}
+    for key, entry in sorted(entries_of(ssot).items()):
+        with contextlib.suppress(RegistryDamaged):  # server_list says so; the others are there all the same
+            servers[key] = parse_server(key, entry)
     usable = [key for key, one in servers.items() if one.role is ServerRole.APPLICATION and one.usable]
     found = [here(services), *(_place(services, key, servers) for key in usable)]
+    # What the inventory calls this machine comes last, and wins: it has a name.
     return tuple({place.key: place for place in found}.values())
 
 
@@ -125,9 +145,10 @@ def _place(services: Services, key: str, servers: dict[str, Server]) -> Place:
             server=key,
         )
     if server.connection == "local":
-        return replace(here(services), address=server.host)
+        return replace(here(services), address=server.host, name=key)
     own = services.settings.app_servers.get(key, AppServerSettings()).addresses
-    return Place(key, services.drivers.app_servers.at(key, server), server.host, own or plain_addresses(server.host))
+    drivers = services.drivers.app_servers.at(key, server)
+    return Place(key, drivers, server.host, own or plain_addresses(server.host), key)
 
 
 async def on_all(where: Sequence[Place], work: Callable[[Place], Awaitable[T]]) -> list[T]:
@@ -142,16 +163,17 @@ async def on_all(where: Sequence[Place], work: Callable[[Place], Awaitable[T]]) 
         raise strange
     if failed:
         place, error = failed[0]
-        raise _told(place, error, [other.key or "this machine" for other, _ in failed[1:]])
+        raise _told(place, error, [other.named for other, _ in failed[1:]])
     return [one for one in done if not isinstance(one, BaseException)]
 
 
 def _told(place: Place, error: BaseException, others: list[str]) -> BaseException:
     """The same error with the server's name in its words."""
-    if not isinstance(error, CodebError) or not place.key:
+    if not isinstance(error, CodebError):
         return error
-    said = error.message if place.key in error.message else f"{place.named}: {error.message}"
+    known = place.name and place.name in error.message
+    said = error.message if known else f"{place.named}: {error.message}"
     more = {"alsoFailed": others} if others else {}
-    told = from_code(error.code, said, hint=error.hint, **{**error.detail, "server": place.key, **more})
+    told = from_code(error.code, said, hint=error.hint, **{**error.detail, "server": place.name or "here", **more})
     told.__cause__ = error
     return told

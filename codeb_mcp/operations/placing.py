@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from codeb_mcp.model.access import Reach, Role
-from codeb_mcp.model.errors import CodebError, Conflict, NotFound
+from codeb_mcp.model.errors import CodebError, Conflict
 from codeb_mcp.model.names import Environment, ProjectName, Slot, container_name, lease_name
 from codeb_mcp.model.project import EnvironmentSettings
 from codeb_mcp.model.server import ServerKey
@@ -16,7 +16,7 @@ from codeb_mcp.model.slot import Slots, SlotState
 from codeb_mcp.operations.catalog import Effect, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.environments import ports_held
-from codeb_mcp.operations.places import Place, Placement, on_all, placement_for
+from codeb_mcp.operations.places import Place, Placement, on_all, placement_for, placement_left
 from codeb_mcp.operations.routing import publish_routes
 from codeb_mcp.operations.state import load_project, load_slots, parse_project
 from codeb_mcp.registry.store import Document, Fence, Lease, update
@@ -88,7 +88,9 @@ async def _change(services: Services, request: PlaceRequest, lease: Lease) -> tu
     present = project.settings.of(request.environment)
     wanted = present.model_copy(update={"servers": request.servers, "edge": request.edge and bool(request.servers)})
     after = await placement_for(services, wanted)
-    former = await _former(services, present)
+    if len({place.key for place in after.apps}) < len(after.apps):
+        raise Conflict("two of these servers are the same machine", hint="Name each machine once.")
+    former = await placement_left(services, slots.key)
     if (present.servers, present.edge) == (wanted.servers, wanted.edge):
         return former, after, False
     _require_possible(slots, former, after)
@@ -102,18 +104,12 @@ async def _change(services: Services, request: PlaceRequest, lease: Lease) -> tu
     return former, after, True
 
 
-async def _former(services: Services, present: EnvironmentSettings) -> Placement:
-    """Where it stood; servers that are no longer in the inventory are left out."""
-    try:
-        return await placement_for(services, present)
-    except (NotFound, Conflict):
-        return Placement((), ())
-
-
 def _require_possible(slots: Slots, former: Placement, after: Placement) -> None:
     """Raise Conflict for a change that releases in the slots would not live through."""
     full = [record.name for record in (slots.blue, slots.green) if record.state is not SlotState.EMPTY]
-    fewer = {place.key for place in after.apps} <= {place.key for place in former.apps} and after.edge == former.edge
+    known = {place.key for place in former.apps}
+    fewer = {place.key for place in after.apps} <= known and after.edge == former.edge
+    full = full if known else []  # all its servers are gone from the inventory, and the releases with them
     if full and not fewer:
         raise Conflict(
             f"{slots.key} has a release in slot {' and '.join(full)}, which new servers would not have",

@@ -168,7 +168,9 @@ def _require_quota(projects: Mapping[str, Any], name: str, parent: str, most: in
 def _entry(ctx: Context, parent: Project, preview: Preview) -> dict[str, Any]:
     """The child's entry: the parent's settings, without what belongs to the parent's own environments."""
     of_preview = parent.settings.of(Environment.PREVIEW)
-    kept = EnvironmentSettings(grace_hours=0, drain_seconds=of_preview.drain_seconds)
+    kept = EnvironmentSettings(
+        grace_hours=0, drain_seconds=of_preview.drain_seconds, servers=of_preview.servers, edge=of_preview.edge
+    )
     settings = parent.settings.model_copy(update={"environments": {Environment.PREVIEW: kept}})
     project = Project(
         team_id=parent.team_id,

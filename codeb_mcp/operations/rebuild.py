@@ -183,6 +183,11 @@ async def _ssot(services: Services, evidence: Evidence) -> dict[str, Any]:
         if domain is not None:
             chosen = entry.setdefault("settings", {}).setdefault("environments", {})
             chosen[slots.environment.value] = {"domain": domain}
+        if servers := evidence.stands.get(key):
+            site = evidence.sites.get(key)
+            edge = {"edge": True} if site is not None and site.addresses != ("127.0.0.1",) else {}
+            chosen = entry.setdefault("settings", {}).setdefault("environments", {})
+            chosen[slots.environment.value] = {**chosen.get(slots.environment.value, {}), "servers": servers, **edge}
     return {"version": SSOT_VERSION, "servers": {}, "projects": projects, "usedPorts": sorted(all_ports(projects))}
 
 

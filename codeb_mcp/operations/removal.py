@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from codeb_mcp.model.access import Reach, Role
-from codeb_mcp.model.errors import Conflict, InvalidRequest
+from codeb_mcp.model.errors import Conflict, InvalidRequest, NotFound
 from codeb_mcp.model.machine import Action
 from codeb_mcp.model.names import (
     Environment,
@@ -30,7 +30,7 @@ from codeb_mcp.operations.database_state import entries_in
 from codeb_mcp.operations.domain_state import leaving_changes, project_domains
 from codeb_mcp.operations.environments import without_project
 from codeb_mcp.operations.perform import Performer, adopted_id, step
-from codeb_mcp.operations.places import HERE, Place, here, on_all, placement_for, places
+from codeb_mcp.operations.places import HERE, Place, here, on_all, placement_left, places
 from codeb_mcp.operations.runs import Planned, RunView, planner
 from codeb_mcp.operations.state import find_slots, load_project, load_ssot
 from codeb_mcp.operations.streaming_plans import leaving_actions
@@ -110,7 +110,7 @@ async def plan_delete(services: Services, header: RunHeader) -> Planned:
             )
     detail = {
         "project": header.project, "team": project.team_id, "environments": [one.value for one in project.ports],
-        "fronts": {one.value: [place.key for place in (await placement_for(services, project.settings.of(one))).fronts]
+        "fronts": {one.value: [place.key for place in (await placement_left(services, f"{header.project}-{one}")).fronts]
                    for one in project.ports},
     }  # fmt: skip
     actions.append(Action("forget_project", "forget_project", detail, says="strike it from the registry"))
@@ -153,7 +153,8 @@ async def _fence_of(run: Performer, key: str) -> AsyncIterator[int]:
 @step("close_environment")
 async def close_environment(run: Performer, action: Action) -> Mapping[str, Any]:
     """No traffic, no route."""
-    key, fronts = action.detail["key"], (await run.places(action)).fronts
+    key = action.detail["key"]
+    fronts = (await placement_left(run.services, key)).fronts
     async with _fence_of(run, key) as token:
         await on_all(fronts, lambda place: place.drivers.traffic.switch(key, None, fence=token))
     await on_all(fronts, lambda place: place.drivers.proxy.apply(remove=[key]))
@@ -167,7 +168,7 @@ async def discard_container(run: Performer, action: Action) -> Mapping[str, Any]
     adopted = await adopted_id(run, detail["key"], detail["name"])
     async with _fence_of(run, detail["key"]) as token:
         removed = await on_all(
-            (await run.places(action)).apps,
+            (await placement_left(run.services, detail["key"])).apps,
             lambda place: place.drivers.containers.remove(
                 detail["name"], fence=token, stop_timeout_seconds=detail["stopTimeout"], adopted=adopted
             ),
@@ -180,6 +181,7 @@ async def forget_project(run: Performer, action: Action) -> Mapping[str, Any]:
     """Strike project, slots, domains and the team's entry in one commit; hold the ports back for a while."""
     project = action.detail["project"]
     keys = [environment_key(project, environment) for environment in action.detail["environments"]]
+    fronts = {key: await _fronts(run, action, key) for key in keys}
     for _ in range(TRIES):
         changes = await _struck(run, project, action.detail["team"], keys)
         try:
@@ -190,10 +192,8 @@ async def forget_project(run: Performer, action: Action) -> Mapping[str, Any]:
     else:
         raise Conflict("the registry kept changing", hint="Try again.")
     await run.services.registry.env.retire(project, run.drivers.clock.now())
-    for environment, key in zip(action.detail["environments"], keys, strict=True):
-        # The project's settings are gone by now, so the plan says where it was.
-        fronts = await _named(run.services, action.detail.get("fronts", {}).get(environment, [HERE]))
-        await _forget_at(run, fronts, key)
+    for key in keys:
+        await _forget_at(run, fronts[key], key)
     return {}
 
 
@@ -204,9 +204,17 @@ async def _forget_at(run: Performer, fronts: Sequence[Place], key: str) -> None:
     await on_all(fronts, lambda place: place.drivers.proxy.apply(remove=[key]))
 
 
-async def _named(services: Services, keys: Sequence[str]) -> tuple[Place, ...]:
-    beside = (here(services),) if HERE in keys else ()
-    return (*beside, *await places(services, [key for key in keys if key != HERE]))
+async def _fronts(run: Performer, action: Action, key: str) -> tuple[Place, ...]:
+    """Where the environment's traffic is led: now, or as the plan says when the project's entry is gone already. What is no
+    longer in the inventory has nothing to forget."""
+    with contextlib.suppress(NotFound):
+        return (await placement_left(run.services, key)).fronts
+    planned = action.detail.get("fronts", {}).get(split_environment_key(key)[1].value, [HERE])
+    found: list[Place] = [here(run.services)] if HERE in planned else []
+    for server in planned:
+        with contextlib.suppress(NotFound, Conflict):
+            found += await places(run.services, [server]) if server != HERE else []
+    return tuple(found)
 
 
 async def _struck(run: Performer, project: str, team: str, keys: Sequence[str]) -> list[Change]:

@@ -235,7 +235,19 @@ async def remove_stray(run: Performer, action: Action) -> Mapping[str, Any]:
     for record in (slots.blue, slots.green) if slots else ():
         if record.container_name == name and record.state is not SlotState.EMPTY and await _belongs(run, key, place):
             raise Conflict(f"{name} is in slot {record.name} by now", hint="Run registry_check again.")
+    live = await place.drivers.traffic.live(key)
+    if live is not None and name == container_name(*split_environment_key(key), live):
+        raise _serves(name, place)
     return {"removed": await place.drivers.containers.remove(name, fence=run.fence.token)}
+
+
+def _serves(what: str, place: Place) -> Conflict:
+    """What visitors may be using is never removed by itself: the registry may be the one that is wrong."""
+    return Conflict(
+        f"{what} has live traffic on {place.named}",
+        hint="See whether that machine is in the inventory twice, or whether the registry lost the environment; to give it "
+        "up, take the traffic away there first.",
+    )
 
 
 async def _belongs(run: Performer, key: str, place: Place) -> bool:
@@ -274,5 +286,7 @@ async def apply_route(run: Performer, action: Action) -> Mapping[str, Any]:
 @step("repair_remove_route")
 async def remove_route(run: Performer, action: Action) -> Mapping[str, Any]:
     """Take a site out of the proxy that the registry does not know."""
-    place = await _place(run, action)
-    return {"changed": await place.drivers.proxy.apply(remove=[action.detail["key"]])}
+    place, key = await _place(run, action), action.detail["key"]
+    if await place.drivers.traffic.live(key) is not None:
+        raise _serves(f"the route of {key}", place)
+    return {"changed": await place.drivers.proxy.apply(remove=[key])}

@@ -132,13 +132,13 @@ async def publish_routes(services: Services, project: str, environments: Sequenc
     return []
 
 
-async def ensure_flag(services: Services, slots: Slots) -> None:
+async def ensure_flag(services: Services, slots: Slots, fronts: Sequence[Place] | None = None) -> None:
     """See that the environment has a traffic flag before its route exists: a route without one sends to blue.
 
-    Takes the environment's lease for it, since flags believe only the newest fence; raises LockHeld while a run has it
+    `fronts`: only there. Takes the environment's lease for it, since flags believe only the newest fence; raises LockHeld while a run has it
     (which sees to the flag itself).
     """
-    fronts = (await placement_of(services, slots.key)).fronts
+    fronts = (await placement_of(services, slots.key)).fronts if fronts is None else fronts
     known = await on_all(fronts, lambda place: _knows(place, slots.key))
     if all(known):
         return

@@ -143,6 +143,7 @@ async def server_add(ctx: Context, request: ServerAddRequest) -> ServerAddResult
             hint="Look at it with server_list; repeat with replace: true to change it.",
             server=request.server_key,
         )
+    _require_still_fit(request, present, users_of(await load_ssot(ctx.store), request.server_key))
     if request.connection == "local":
         return await _store(ctx, request, None, [])
     if request.accept_fingerprint is None and present is not None and not request.replace:
@@ -163,6 +164,18 @@ async def server_add(ctx: Context, request: ServerAddRequest) -> ServerAddResult
             shown=[one.fingerprint for one in answers],
         )
     return await _store(ctx, request, accepted, answers)
+
+
+def _require_still_fit(request: ServerAddRequest, present: Any, users: list[str]) -> None:
+    """Raise Conflict for another role of a server that projects use in its present one."""
+    former = parse_server(request.server_key, present).role if present is not None else request.role
+    if users and former is not request.role:
+        raise Conflict(
+            f"server {request.server_key} is used as {former} by {', '.join(users[:10])}",
+            hint="Move or delete what uses it first, or add the server under another name.",
+            server=request.server_key,
+            usedBy=users[:50],
+        )
 
 
 def _differs(server: Server, request: ServerAddRequest) -> bool:

@@ -11,6 +11,9 @@ import pytest
 from codeb_mcp.drivers.fake_proxy import FakeProber
 from codeb_mcp.model.errors import DriverRefused, DriverUnavailable
 from codeb_mcp.model.names import Slot
+from codeb_mcp.operations.housekeeping import Housekeeper
+from codeb_mcp.operations.rebuild import rebuild
+from codeb_mcp.registry.store import update
 from tests.lab.app_servers import FakeAppServer
 from tests.unit.operations.world import World
 
@@ -25,8 +28,6 @@ def _away(world: World, key: str, *, away: bool = True) -> None:
 
 async def add_servers(world: World, *keys: str, role: str = "application") -> None:
     """Servers in the inventory whose host keys were accepted."""
-    from codeb_mcp.registry.store import update
-
     entries = {
         key: {"host": f"192.0.2.{number}", "role": role, "hostKey": HOST_KEY} for number, key in enumerate(keys, 11)
     }
@@ -302,8 +303,6 @@ async def test_deleting_the_project_clears_all_its_servers(world: World) -> None
 
 
 async def test_a_proxy_that_lost_its_routes_gets_them_back_by_itself(world: World) -> None:
-    from codeb_mcp.operations.housekeeping import Housekeeper
-
     await placed(world, *TWO)
     await release(world, "v1")
     world.app_servers["app-2"].edge.restart(keep=False)
@@ -321,3 +320,142 @@ async def test_logs_come_from_the_server_that_is_named(world: World) -> None:
     lines = (await world.call("logs_get", **LIVE))["lines"]
     assert not any("said on the second" in line for line in lines)
     await world.refused("not_found", "logs_get", **LIVE, server="app-3")
+
+
+async def _without(world: World, *keys: str) -> None:
+    """These servers vanish from the inventory, as by a slip of hand."""
+
+    def less(doc: Any) -> Any:
+        return {**doc, "servers": {key: one for key, one in doc["servers"].items() if key not in keys}}
+
+    await update(world.services.store, "ssot", less)
+
+
+async def test_a_server_that_vanished_from_the_inventory_is_told_and_there_is_a_way_out(world: World) -> None:
+    await placed(world, *TWO)
+    await release(world, "v1")
+    await world.project("other")
+    await _without(world, "app-2")
+    kinds = {(row["kind"], row["environment"]) for row in await world.drift()}
+    assert kinds == {("server_unknown", "shop-production")}
+    done = await world.call("project_place", **LIVE, servers=["app-1"])
+    assert done["changed"]
+    assert await seen_at(world.app_servers["app-1"]) == "v1"
+    await world.require_consistent()
+
+
+async def test_a_project_whose_servers_are_all_gone_can_be_deleted(world: World) -> None:
+    await placed(world, *TWO)
+    await release(world, "v1")
+    await _without(world, *TWO)
+    await world.call("project_delete", projectName="shop", confirm="shop")
+    assert (await world.call("project_list"))["data"] == []
+
+
+async def test_a_delete_that_waits_for_a_dead_server_ends_once_that_is_taken_away(world: World) -> None:
+    await placed(world, *TWO)
+    await release(world, "v1")
+    _away(world, "app-2")
+    cut: list[Any] = [DriverUnavailable("the line is cut", hint="Mend it.") for _ in range(500)]
+    world.app_servers["app-2"].edge.faults["forget"] = cut
+    await world.refused("driver_unavailable", "project_delete", projectName="shop", confirm="shop")
+    await world.refused("lock_held", "project_create", projectName="shop", environments=["production"])
+    await _without(world, "app-2")
+    await world.services.runs.resume_all()
+    await world.services.runs.drain()
+    assert await world.services.registry.journals.open_runs() == []
+    await world.project()
+
+
+async def test_a_name_is_free_again_only_when_its_deletion_has_ended(world: World) -> None:
+    await world.project()
+    world.edge.faults["forget"] = [DriverUnavailable("gone", hint="Wait.") for _ in range(500)]
+    await world.refused("driver_unavailable", "project_delete", projectName="shop", confirm="shop")
+    await world.refused("lock_held", "project_create", projectName="shop", environments=["production"])
+    world.edge.faults.clear()
+    await world.services.runs.resume_all()
+    await world.services.runs.drain()
+    await world.project()
+    assert (await world.call("project_list"))["total"] == 1
+
+
+async def test_a_repair_never_removes_what_has_live_traffic(world: World) -> None:
+    """The machine of the control plane is in the inventory once more, under a name of its own."""
+    await world.project()
+    await world.live("v1")
+    await add_servers(world, "twin")
+    twin = world.app_servers["twin"]
+    twin.edge, twin.engine = world.edge, world.engine
+    rows = await world.drift()
+    assert {(row["kind"], row["server"]) for row in rows} == {("container_unknown", "twin"), ("route_unknown", "twin")}
+    done = await world.call("registry_repair", driftIds=[row["id"] for row in rows])
+    assert done["repaired"] == 0
+    assert all("live traffic" in row["message"] for row in done["data"])
+    assert await world.visit() == "v1"
+
+
+async def test_a_project_that_the_registry_lost_is_rebuilt_where_it_stands(world: World) -> None:
+    await placed(world, *TWO)
+    await release(world, "v1")
+    await update(world.services.store, "ssot", lambda doc: {**(doc or {}), "projects": {}})
+    await rebuild(world.services, apply=True)
+    shown = (await world.call("project_get", projectName="shop"))["environments"]
+    assert [one["servers"] for one in shown] == [list(TWO)]
+    assert await everywhere(world) == ["v1", "v1"]
+    await world.require_consistent()
+
+
+async def test_previews_stand_where_the_previews_of_their_project_do(world: World) -> None:
+    await add_servers(world, *TWO)
+    await world.project("shop", "production", "preview")
+    where = {"projectName": "shop", "environment": "preview"}
+    await world.call("project_place", **where, servers=["app-1"])
+    made = await world.call("preview_create", projectName="shop", pullRequest=7)
+    assert made
+    shown = (await world.call("project_get", projectName="shop-pr-7"))["environments"]
+    assert [one["servers"] for one in shown] == [["app-1"]]
+
+
+async def test_a_proxy_gets_its_routes_back_while_another_server_is_down(world: World) -> None:
+    await placed(world, *TWO)
+    await release(world, "v1")
+    _away(world, "app-2")
+    world.app_servers["app-2"].edge.faults["live"] = [DriverUnavailable("gone", hint="Wait.") for _ in range(99)]
+    world.app_servers["app-2"].edge.faults["sites"] = [DriverUnavailable("gone", hint="Wait.") for _ in range(99)]
+    world.app_servers["app-1"].edge.restart(keep=False)
+    report = await Housekeeper(world.services).once()
+    assert report.routes == ["shop-production"]
+    assert await seen_at(world.app_servers["app-1"]) == "v1"
+
+
+async def test_the_control_planes_own_machine_is_one_of_several_under_its_name(world: World) -> None:
+    entries = {"app": {"host": "192.0.2.10", "role": "application", "connection": "local"}}
+    await update(world.services.store, "ssot", lambda doc: {**(doc or {}), "servers": entries})
+    entry = {"app-2": {"host": "192.0.2.12", "role": "application", "hostKey": HOST_KEY}}
+    await update(world.services.store, "ssot", lambda doc: {**(doc or {}), "servers": {**entries, **entry}})
+    await world.project()
+    await world.call("project_place", **LIVE, servers=["app", "app-2"])
+    image = published(world, "v1")
+    world.engine.remote |= world.app_servers["app-2"].engine.remote
+    await world.deploy("v1", image=image)
+    await world.promote()
+    assert [await world.visit(), await seen_at(world.app_servers["app-2"])] == ["v1", "v1"]
+    assert (await world.call("logs_get", **LIVE, server="app"))["container"] == "shop-production-blue"
+    image = published(world, "v2")
+    world.engine.remote |= world.app_servers["app-2"].engine.remote
+    world.engine.faults.fail("containers.ensure", DriverRefused("no", hint="Ask."))
+    refused = await world.refused("driver_refused", "deploy", **LIVE, image=image, version="v2")
+    assert "server app:" in refused.message
+    await world.require_consistent()
+
+
+async def test_a_server_in_use_keeps_its_role_and_one_machine_is_named_once(world: World) -> None:
+    entries = {key: {"host": "192.0.2.10", "role": "application", "connection": "local"} for key in ("app", "same")}
+    await update(world.services.store, "ssot", lambda doc: {**(doc or {}), "servers": entries})
+    await world.project()
+    await world.refused("conflict", "project_place", **LIVE, servers=["app", "same"])
+    await world.call("project_place", **LIVE, servers=["app"])
+    refused = await world.refused(
+        "conflict", "server_add", serverKey="app", host="192.0.2.10", role="backup", connection="local", replace=True
+    )
+    assert refused.detail["usedBy"] == ["shop"]
