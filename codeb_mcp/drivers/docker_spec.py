@@ -96,6 +96,7 @@ def container_of(data: Mapping[str, Any]) -> Container:
         restart_count=int(data.get("RestartCount") or 0),
         oom_killed=bool(state.get("OOMKilled")),
         ports=ports,
+        environment=dict(one.partition("=")[::2] for one in config.get("Env") or ()),
     )
 
 

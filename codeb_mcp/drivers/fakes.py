@@ -115,6 +115,7 @@ class FakeContainers:
         seen = Container(
             spec.name, self._engine.new_id(), spec.image_id, spec.image_reference, dict(spec.labels), "created",
             (spec.host_port,), None, None, 0, ports={spec.host_port: spec.container_port},
+            environment={**image.environment, **spec.environment},
         )  # fmt: skip
         made = FakeContainer(seen, {**image.environment, **spec.environment}, spec)
         self._engine.containers[spec.name] = made

@@ -65,7 +65,7 @@ class ContainerSpec:
 @dataclass(frozen=True, slots=True)
 class Container:
     """A container as observed. `state` is the engine's word: created, running, restarting, exited, dead …; `ports` leads from
-    each published port of the host to the container's own."""
+    each published port of the host to the container's own; `environment` may hold secrets and is never shown."""
 
     name: str
     container_id: str
@@ -79,6 +79,7 @@ class Container:
     restart_count: int
     oom_killed: bool = False
     ports: Mapping[int, int] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def running(self) -> bool:

@@ -17,7 +17,15 @@ from codeb_mcp.operations.catalog import Effect, Page, PageRequest, Result, oper
 from codeb_mcp.operations.context import Context
 from codeb_mcp.operations.env import require_environment
 from codeb_mcp.operations.env_copies import examine_copies
-from codeb_mcp.operations.env_state import EnvVersionName, contract_warnings, is_known, shown, stale_slots, value_hash
+from codeb_mcp.operations.env_state import (
+    EnvVersionName,
+    containers_with,
+    contract_warnings,
+    is_known,
+    shown,
+    stale_slots,
+    value_hash,
+)
 from codeb_mcp.operations.ownership import require_scope
 from codeb_mcp.operations.state import load_project
 from codeb_mcp.registry.env_history import EnvSnapshot, values_of
@@ -170,7 +178,8 @@ def _changes(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, s
 
 class EnvScanResult(Result):
     """Whether history, live file and containers have the same variables. `live`: same, stale (an earlier version), changed
-    (by hand), missing, unmanaged (no history yet) or none. `containers`: slots whose container has other variables."""
+    (by hand), missing, unmanaged (no history yet) or none. `containers`: slots whose container has other variables (stale), is
+    not there (missing) or cannot be asked (unknown)."""
 
     project_name: str
     environment: str
@@ -194,7 +203,10 @@ async def env_scan(ctx: Context, request: EnvironmentRequest) -> EnvScanResult:
     project = await load_project(ctx.store, request.project_name)
     require_environment(project, request.project_name, request.environment)
     state = await _state(ctx, request)
-    stale = await stale_slots(ctx.services, request.project_name, request.environment, state.live)
+    where = (ctx.services, request.project_name, request.environment)
+    found = await containers_with(*where, values_of(state.live))
+    found |= dict.fromkeys(await stale_slots(*where, state.live), "stale")
+    stale = [slot for slot, said in found.items() if said == "stale"]
     live = _live(state)
     steps = {
         "unmanaged": "env_sync takes the live file over as the first version.",
@@ -208,7 +220,7 @@ async def env_scan(ctx: Context, request: EnvironmentRequest) -> EnvScanResult:
         version=state.newest.version if state.newest else None,
         live=live,
         differing=shown(differing),
-        containers={slot: "stale" for slot in stale},
+        containers=found,
         redeploy_needed=bool(stale),
         warnings=contract_warnings(project.settings.env_contract, values_of(state.live), request.environment),
         next_step=step or ("Deploy again to start a container with these variables." if stale else ""),

@@ -10,14 +10,15 @@ from pydantic import Field, StringConstraints
 
 from codeb_mcp.model.env import EnvDiff, diff, parse, render
 from codeb_mcp.model.env_contract import EnvRule, breaches
-from codeb_mcp.model.errors import Conflict
-from codeb_mcp.model.names import PATTERNS, Environment
+from codeb_mcp.model.errors import CodebError, Conflict
+from codeb_mcp.model.names import PATTERNS, Environment, environment_key
 from codeb_mcp.model.slot import Slots, SlotState
 from codeb_mcp.operations.answers import EnvironmentRequest
 from codeb_mcp.operations.catalog import Result
 from codeb_mcp.operations.context import Context, Services
 from codeb_mcp.operations.env_copies import Copied
 from codeb_mcp.operations.envfile import fingerprint
+from codeb_mcp.operations.places import Place, placement_left
 from codeb_mcp.operations.state import find_slots
 from codeb_mcp.registry.env_history import EnvSnapshot, values_of
 from codeb_mcp.registry.env_log import EnvAuthor
@@ -142,6 +143,32 @@ async def stale_slots(services: Services, project: str, environment: Environment
         for record in (slots.blue, slots.green)
         if record.state is not SlotState.EMPTY and (record.env_hash not in now if live else record.env_hash is not None)
     ]
+
+
+async def containers_with(
+    services: Services, project: str, environment: Environment, values: Mapping[str, str]
+) -> dict[str, str]:
+    """Slots whose containers do not have these variables, by what the engines say: stale, missing or unknown. A container that
+    was adopted was started by somebody else, and is left out."""
+    slots: Slots | None = await find_slots(services.store, project, environment)
+    found: dict[str, str] = {}
+    for record in (slots.blue, slots.green) if slots else ():
+        if record.state is SlotState.EMPTY or record.adopted_id or not record.container_name:
+            continue
+        for place in (await placement_left(services, environment_key(project, environment))).apps:
+            if (said := await _container_with(place, record.container_name, values)) is not None:
+                found[record.name.value] = said
+    return found
+
+
+async def _container_with(place: Place, name: str, values: Mapping[str, str]) -> str | None:
+    try:
+        container = await place.drivers.containers.inspect(name)
+    except CodebError:
+        return "unknown"
+    if container is None:
+        return "missing"
+    return None if all(container.environment.get(one) == value for one, value in values.items()) else "stale"
 
 
 async def change_result(

@@ -28,7 +28,14 @@ for question in "$@"; do
     clock) date +%s.%N ;;
     user) id -un ;;
     listeners) ss -Htln || grep -h ' 0A ' /proc/net/tcp $([ ! -r /proc/net/tcp6 ] || echo /proc/net/tcp6) ;;
-    sshd) head -c 200000 /etc/ssh/sshd_config ;;
+    sshd)
+      [ -r /etc/ssh/sshd_config ] &&
+        { ! grep -qi '^[[:space:]]*include' /etc/ssh/sshd_config || cat /etc/ssh/sshd_config.d/*.conf
+          cat /etc/ssh/sshd_config; } 2>/dev/null | head -c 200000 ;;
+    firewall)
+      if nft list table inet codeb >/dev/null 2>&1; then echo active
+      elif [ -e /etc/codeb/firewall.nft ]; then echo kept; else echo none; fi ;;
+    caddy) caddy version ;;
     system) while IFS= read -r line; do echo "$line"; done </etc/os-release ;;
     kernel) read -r line </proc/sys/kernel/osrelease && echo "$line" ;;
     disk) df -P -B1 / /opt /var ;;
@@ -46,10 +53,10 @@ for question in "$@"; do
   printf '\n%s %s\n' "$mark" "$?"
 done
 """
-ALWAYS = ("clock", "user", "listeners", "sshd", "system", "kernel", "disk")
+ALWAYS = ("clock", "user", "listeners", "sshd", "system", "kernel", "disk", "firewall")
 """The clock first: what it says is from a moment between sending and the end."""
 BY_ROLE: dict[ServerRole, tuple[str, ...]] = {
-    ServerRole.APPLICATION: (),
+    ServerRole.APPLICATION: ("caddy",),
     ServerRole.STREAMING: (),
     ServerRole.DATABASE: ("postgresql", "clusters", "redis", "redis_version"),
     ServerRole.BACKUP: ("rsync",),

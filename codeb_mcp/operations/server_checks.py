@@ -26,6 +26,7 @@ from codeb_mcp.model.server_facts import (
 from codeb_mcp.model.slot import SlotState
 from codeb_mcp.operations.catalog import Effect, Request, Result, operation
 from codeb_mcp.operations.context import Context, Services
+from codeb_mcp.operations.places import Place, placement_left, places
 from codeb_mcp.operations.server_answers import ASK_SECONDS, MISSING, Answers
 from codeb_mcp.operations.servers import load_server, load_servers
 from codeb_mcp.operations.state import environments
@@ -124,7 +125,13 @@ class Probe:
         if login[0].status is not Health.OK:
             return login
         ports = await self._asked("ports", _sockets)
-        checks = (("clock", _clock), ("disk", _disk), ("root_login", _root_login), ("system", _system))
+        checks = (
+            ("clock", _clock),
+            ("disk", _disk),
+            ("root_login", _root_login),
+            ("system", _system),
+            ("firewall", _firewall),
+        )
         mine = (*checks, *ROLE_CHECKS[self.server.role])
         rest = await asyncio.gather(*(self._asked(name, check) for name, check in mine))
         return [*login, *ports, *(finding for found in rest for finding in found)]
@@ -158,7 +165,21 @@ async def _sockets(probe: Probe) -> list[Finding]:
     if said.status > 1:  # 1 is grep's for: there are none
         return [Finding("exposed_ports", Health.UNKNOWN, "/proc/net/tcp cannot be read", "Check the user's rights.")]
     probe.listening = list(listeners(said.text))
-    return judge_listeners(probe.listening)
+    meant = await _published_for_an_edge(probe)
+    return judge_listeners([one for one in probe.listening if (one.address, one.port) not in meant])
+
+
+async def _published_for_an_edge(probe: Probe) -> set[tuple[str, int]]:
+    """Where slots are published on purpose, for the one proxy in front of several app servers."""
+    if probe.server.role is not ServerRole.APPLICATION:
+        return set()
+    services, place = probe.services, await _place(probe)
+    meant = set()
+    for slots in await environments(services.store):
+        placement = await placement_left(services, slots.key)
+        if placement.edge and place.key in {one.key for one in placement.apps}:
+            meant |= {(place.address, record.port) for record in (slots.blue, slots.green)}
+    return meant
 
 
 async def _clock(probe: Probe) -> list[Finding]:
@@ -192,22 +213,16 @@ async def _system(probe: Probe) -> list[Finding]:
 
 
 async def _engine(probe: Probe) -> list[Finding]:
-    address = await engine_address(probe.host, probe.server)
-    if address is None:
+    if probe.server.engine == "none":
         return [Finding("engine", Health.OK, "none wanted")]
-    engine = await probe.services.drivers.inspect.engine(address)
+    engine = await (await _place(probe)).drivers.containers.engine()
     free = "" if engine.free_bytes is None else f", {engine.free_bytes >> 20} MiB free"
     return [Finding("engine", Health.OK, f"Docker Engine {engine.version}{free}")]
 
 
-async def engine_address(host: Host, server: Server) -> str | None:
-    """The address under which this machine reaches the server's container engine; None when it has none."""
-    wanted = server.engine or ("ssh" if server.connection == "ssh" else "local")
-    if wanted == "none":
-        return None
-    if wanted.startswith("tcp://"):
-        return wanted
-    return "unix://" + await host.socket("/var/run/docker.sock")
+async def _place(probe: Probe) -> Place:
+    """The server as an app server: its engine, proxy and flags as the settings say."""
+    return (await places(probe.services, [probe.host.key]))[0]
 
 
 async def _http(probe: Probe, name: str, target: str, path: str) -> Finding:
@@ -218,7 +233,10 @@ async def _http(probe: Probe, name: str, target: str, path: str) -> Finding:
 
 
 async def _caddy(probe: Probe) -> list[Finding]:
-    return [await _http(probe, "proxy", "127.0.0.1:2019", "/config/admin")]
+    sites = await (await _place(probe)).drivers.proxy.sites()
+    version = (await probe.said("caddy") or "").split(" ")[0].strip()
+    named = f"Caddy {clean_text(version, limit=40)}, " if version else ""
+    return [Finding("proxy", Health.OK, f"{named}{len(sites)} sites of ours")]
 
 
 async def _centrifugo(probe: Probe) -> list[Finding]:
@@ -265,16 +283,27 @@ async def _redis(probe: Probe) -> list[Finding]:
 
 
 async def _slots(probe: Probe) -> list[Finding]:
-    """The ports that the registry says are in use."""
-    if probe.server.connection != "local":
-        return []
-    expected = {
-        record.port: f"{slots.key} {record.name}"
-        for slots in await environments(probe.services.store)
-        for record in (slots.blue, slots.green)
-        if record.state is not SlotState.EMPTY
-    }
+    """The ports that the registry says are in use there."""
+    services, place = probe.services, await _place(probe)
+    expected: dict[int, str] = {}
+    for slots in await environments(services.store):
+        if place.key in {one.key for one in (await placement_left(services, slots.key)).apps}:
+            full = [record for record in (slots.blue, slots.green) if record.state is not SlotState.EMPTY]
+            expected |= {record.port: f"{slots.key} {record.name}" for record in full}
     return judge_registered_ports(probe.listening, expected)
+
+
+async def _firewall(probe: Probe) -> list[Finding]:
+    """Whether our rules are there; who else keeps a firewall is not known, and exposed_ports tells what it leaves open."""
+    said = (await probe.said("firewall") or "").strip()
+    words = {
+        "active": "CodeB's rules are in place",
+        "kept": "CodeB's rules are kept in /etc/codeb/firewall.nft; whether they are in place only root can see",
+        "none": "no rules of CodeB: `codeb server setup --apply-firewall` makes them",
+    }
+    if said not in words:
+        return [Finding("firewall", Health.UNKNOWN, "the server does not say")]
+    return [Finding("firewall", Health.OK, words[said])]
 
 
 ROLE_CHECKS: dict[ServerRole, tuple[tuple[str, Check], ...]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -405,3 +406,22 @@ async def test_verify_finds_what_is_damaged_and_everything_else_refuses_it(world
     assert path.name in verified["problems"][0]
     for tool, more in (("env_set", {"values": {"A": "2"}}), ("env_get", {}), ("env_restore", {"to": "master"})):
         await world.refused("registry_damaged", tool, **LIVE, **more)
+
+
+async def test_a_scan_asks_the_containers_themselves(world: World) -> None:
+    await world.project()
+    await world.call("env_set", **LIVE, values={"COLOUR": "blue"})
+    await world.live("v1")
+    assert (await world.call("env_scan", **LIVE))["containers"] == {}
+    made = world.engine.containers["shop-production-blue"]
+    former = made.seen
+    made.seen = replace(former, environment={**former.environment, "COLOUR": "vermilion"})
+    found = await world.call("env_scan", **LIVE)
+    assert (found["containers"], found["redeployNeeded"]) == ({"blue": "stale"}, True)
+    assert "vermilion" not in str(found)
+    made.seen = former
+    world.engine.away = True
+    assert (await world.call("env_scan", **LIVE))["containers"] == {"blue": "unknown"}
+    world.engine.away = False
+    await world.engine.stop(world.engine.containers.pop("shop-production-blue"), removed=True)
+    assert (await world.call("env_scan", **LIVE))["containers"] == {"blue": "missing"}

@@ -50,7 +50,7 @@ async def test_one_command_answers_all_questions() -> None:
 )
 async def test_when_one_question_is_to_blame_each_is_asked_alone(failure: CodebError) -> None:
     host = Counted(failure)
-    answers = Answers(host, ServerRole.APPLICATION)
+    answers = Answers(host, ServerRole.STREAMING)
     await answers.gather()
     assert (await answers.to("user")).ok
     assert (await answers.to("kernel")).ok
@@ -64,10 +64,10 @@ async def test_when_one_question_is_to_blame_each_is_asked_alone(failure: CodebE
 async def test_a_server_that_cannot_be_asked_is_asked_once(failure: CodebError) -> None:
     host = Counted(failure)
     with pytest.raises(type(failure)):
-        await Answers(host, ServerRole.APPLICATION).gather()
+        await Answers(host, ServerRole.STREAMING).gather()
     assert host.asked == [ALWAYS]
 
 
 async def test_a_question_that_nobody_knows_has_no_answer() -> None:
-    answers = Answers(Counted(), ServerRole.APPLICATION)
+    answers = Answers(Counted(), ServerRole.STREAMING)
     assert not (await answers.to("nonsense")).ok
