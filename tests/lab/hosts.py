@@ -159,7 +159,7 @@ class LabHosts:
         return tree_hash(self.folder / host / "disk")
 
     @contextlib.contextmanager
-    def alone(self, host: str, *, seconds: float = 300.0) -> Iterator[str]:
+    def alone(self, host: str, *, seconds: float = 900.0) -> Iterator[str]:
         """Have a host for oneself, waiting for the others; afterwards it is whole again, with what was written on it."""
         with self._hold(host, fcntl.LOCK_EX, seconds):
             try:
@@ -168,7 +168,7 @@ class LabHosts:
                 self._mend(host)
 
     @contextlib.contextmanager
-    def using(self, host: str, *, seconds: float = 300.0) -> Iterator[str]:
+    def using(self, host: str, *, seconds: float = 900.0) -> Iterator[str]:
         """Use a host beside others: nobody breaks it meanwhile."""
         with self._hold(host, fcntl.LOCK_SH, seconds):
             yield host
