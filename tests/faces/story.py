@@ -47,7 +47,6 @@ STORY: tuple[tuple[str, Params], ...] = (
     ("workflow_init", {"projectName": "shop", "type": "go", "environment": "mars"}),
     ("workflow_scan", {"files": {"Dockerfile": "FROM node\nCMD node ."}, "projectName": "shop"}),
     ("project_update", {**LIVE, "graceHours": 12}),
-    ("project_place", {**LIVE, "servers": []}),
     ("project_place", {**LIVE, "servers": ["mars"]}),
     ("promote", LIVE),
     ("deploy", image("v1")),

@@ -36,6 +36,7 @@ SUBJECT: dict[str, Any] = {
     "files": {"Dockerfile": "FROM scratch"},
     "pullRequest": 404,
     "serverKey": "nowhere",
+    "servers": ["nowhere"],
     "domain": "www.example.com",
     "host": "127.0.0.1",
     "kind": "postgres",
